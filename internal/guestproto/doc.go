@@ -1,0 +1,25 @@
+// Package guestproto is the language that the monitor (host) and guestinit
+// (guest) speak over the VM's one control port. It holds message types and
+// framing only; both sides import it and it imports neither.
+//
+// The port ([ControlPort], a virtio-serial port) carries a yamux session with
+// the host as client. Every request is a stream of its own, opened by the host:
+//
+//	host                                        guest
+//	 |-- open stream, Request{Op: "hello"} ------>|   version, clock, entropy
+//	 |<------------------------- Reply -----------|   then both sides close
+//	 |-- Request{Op: "create", guest spec} ------>|   builds the container, stops before exec
+//	 |<------------------------- Reply -----------|
+//	 |-- Request{Op: "stdio", "", "stdin"} ------>|   one stream per standard stream:
+//	 |<------------------------- Reply -----------|   after the Reply it is raw bytes,
+//	 |== bytes =================================>|   ended by a close of the writing side
+//	 |-- Request{Op: "wait", ""} ---------------->|   answered when the process has ended
+//	 |-- Request{Op: "start", network} ---------->|   configures NICs, execs
+//	 |<------------------------- Reply -----------|
+//	 |        ...exec, signal, resize, ps...      |
+//	 |<------------------- Reply to wait ---------|   all output is in the streams by then
+//
+// A frame is a 4-byte big-endian length and that many bytes of JSON, at most
+// [MaxRequest] towards the guest and [MaxReply] towards the host: the guest is
+// hostile, so the host never reads more than it has bounded beforehand.
+package guestproto

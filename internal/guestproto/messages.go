@@ -1,0 +1,219 @@
+package guestproto
+
+import (
+	"encoding/json"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Version is raised with every incompatible change. Host and guest come from
+// one build, so any difference is an error that Hello reports.
+const Version = 1
+
+const (
+	// ControlPort is the name of the virtio-serial port
+	// (/sys/class/virtio-ports/*/name in the guest).
+	ControlPort = "boxlite.control"
+	// ShareTag is the virtio-fs tag of the VM's one share.
+	ShareTag = "boxlite"
+	// ShareDir is where guestinit mounts the share. Paths of the guest spec
+	// (root.path and the sources of bind mounts) lie below it.
+	ShareDir = "/run/boxlite/share"
+)
+
+// Init is the process id of the container init; exec processes have the ids
+// that their ExecRequest gave them.
+const Init = ""
+
+// Op names a request.
+type Op string
+
+// Every request the host can make. The comment names the body of the request
+// and of the reply; a dash is none.
+const (
+	OpHello     Op = "hello"     // HelloRequest, HelloReply
+	OpCreate    Op = "create"    // CreateRequest, -
+	OpStart     Op = "start"     // StartRequest, -
+	OpExec      Op = "exec"      // ExecRequest, ExecReply
+	OpStdio     Op = "stdio"     // StdioRequest, -; raw bytes follow the reply
+	OpWait      Op = "wait"      // WaitRequest, WaitReply
+	OpSignal    Op = "signal"    // SignalRequest, -
+	OpResize    Op = "resize"    // ResizeRequest, -
+	OpProcesses Op = "processes" // -, ProcessesReply
+	OpNetwork   Op = "network"   // Network, -
+	OpDNS       Op = "dns"       // -, -; DNS messages follow the reply, see DNSAddress
+)
+
+// Request opens every stream.
+type Request struct {
+	Op   Op              `json:"op"`
+	Body json.RawMessage `json:"body,omitempty"`
+}
+
+// Reply answers a Request. Exactly one of Error and Body counts; both may be
+// absent where the operation has nothing to say.
+type Reply struct {
+	Error *Error          `json:"error,omitempty"`
+	Body  json.RawMessage `json:"body,omitempty"`
+}
+
+// HelloRequest is the first request of a VM's life.
+type HelloRequest struct {
+	Version int `json:"version"`
+	// UnixNano is the host's wall clock, which the guest takes over.
+	UnixNano int64 `json:"unixNano"`
+	// Entropy goes into the guest's CRNG and is credited in full.
+	Entropy []byte `json:"entropy"`
+	// Debug asks guestinit to log its steps to the console.
+	Debug bool `json:"debug,omitempty"`
+}
+
+// HelloReply says who answered.
+type HelloReply struct {
+	Version       int    `json:"version"`
+	KernelRelease string `json:"kernelRelease"`
+}
+
+// CreateRequest asks for the container to be built up to the point before exec.
+type CreateRequest struct {
+	// ID is the container's id, for messages and the cgroup's name.
+	ID string `json:"id"`
+	// Spec is the guest spec: config.json with host paths replaced by paths
+	// below ShareDir and everything that only the host does taken out.
+	Spec *specs.Spec `json:"spec"`
+	// DeviceFilter is an eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, in
+	// the kernel's encoding, for the container's cgroup; empty for none.
+	DeviceFilter []byte `json:"deviceFilter,omitempty"`
+}
+
+// StartRequest asks for the exec of the container init.
+type StartRequest struct {
+	// Network is what the guest's interfaces shall look like; its NICs are in
+	// the VM before the request is made. Nil means loopback only.
+	Network *Network `json:"network,omitempty"`
+}
+
+// ExecRequest starts a further process in the container.
+type ExecRequest struct {
+	// ID names the process in later requests. It is not empty and not in use.
+	ID string `json:"id"`
+	// Process is the OCI process object, with its own capabilities.
+	Process *specs.Process `json:"process"`
+	// Cgroup is a path below the container's own cgroup; empty is that itself.
+	Cgroup string `json:"cgroup,omitempty"`
+}
+
+// ExecReply carries the new process's pid in the container's pid namespace.
+type ExecReply struct {
+	Pid int `json:"pid"`
+}
+
+// Stream names one of a process's standard streams. A process with a terminal
+// has stdin and stdout only, both of them the pty's master side.
+type Stream string
+
+// The standard streams.
+const (
+	Stdin  Stream = "stdin"
+	Stdout Stream = "stdout"
+	Stderr Stream = "stderr"
+)
+
+// StdioRequest turns its stream into one of a process's standard streams. Each
+// can be asked for once. Stdin runs towards the guest: a close by the host is
+// the process's EOF. Stdout and stderr run towards the host: the guest closes
+// them at EOF of the pipe, or, for an exec process that left children behind,
+// once what was in the pipe when it ended has been written.
+type StdioRequest struct {
+	Process string `json:"process"`
+	Stream  Stream `json:"stream"`
+}
+
+// WaitRequest is answered when the process has ended.
+type WaitRequest struct {
+	Process string `json:"process"`
+}
+
+// WaitReply is how a process ended: Signal is 0 or the signal that killed it,
+// and then Code does not count.
+type WaitReply struct {
+	Code   int `json:"code"`
+	Signal int `json:"signal,omitempty"`
+	// OOMKilled says that the guest's kernel killed a process of the
+	// container for lack of memory. Only the container init's reply has it.
+	OOMKilled bool `json:"oomKilled,omitempty"`
+}
+
+// SignalRequest sends a signal to one process or, with All, to every process
+// of the container. Signal 0 probes. A process that has ended gives
+// CodeNoProcess.
+type SignalRequest struct {
+	Process string `json:"process"`
+	Signal  int    `json:"signal"`
+	All     bool   `json:"all,omitempty"`
+}
+
+// ResizeRequest sets the window size of a process's terminal, in characters.
+type ResizeRequest struct {
+	Process string `json:"process"`
+	Width   uint16 `json:"width"`
+	Height  uint16 `json:"height"`
+}
+
+// ProcessesReply lists the processes of the container by their pids in its pid
+// namespace.
+type ProcessesReply struct {
+	Pids []int `json:"pids"`
+}
+
+// Network is the wanted state of the guest's network: what the container's
+// network namespace on the host looked like when it was read.
+type Network struct {
+	Interfaces []Interface `json:"interfaces,omitempty"`
+	Routes     []Route     `json:"routes,omitempty"`
+	Neighbours []Neighbour `json:"neighbours,omitempty"`
+	// DNSRelay asks guestinit to answer on DNSAddress; the host has opened or
+	// will open the OpDNS stream that carries the queries.
+	DNSRelay bool `json:"dnsRelay,omitempty"`
+}
+
+// DNSAddress is where Docker's embedded resolver listens inside a container's
+// network namespace, at port 53. The guest's own loopback takes its place: with
+// DNSRelay guestinit serves UDP and TCP there and sends every query over the
+// OpDNS stream, framed as DNS over TCP (RFC 1035, section 4.2.2) with message
+// ids of its own choosing, and matches the responses by those ids.
+const DNSAddress = "127.0.0.11"
+
+// Interface is one NIC, found in the guest by its hardware address.
+type Interface struct {
+	Name string `json:"name"`
+	// MAC is in the colon form of net.HardwareAddr.
+	MAC string `json:"mac"`
+	// MTU is in bytes; zero leaves the guest's default.
+	MTU int `json:"mtu,omitempty"`
+	// Addresses are in CIDR form.
+	Addresses []string `json:"addresses,omitempty"`
+}
+
+// Route is one entry of the main table, given in the order in which it can be
+// added. Dst is in CIDR form, empty for a default route.
+type Route struct {
+	Interface string `json:"interface"`
+	Dst       string `json:"dst,omitempty"`
+	Gateway   string `json:"gateway,omitempty"`
+	Source    string `json:"source,omitempty"`
+	// Family is 4 or 6.
+	Family int `json:"family"`
+	// Scope, Protocol, Metric and Flags are those of rtnetlink(7).
+	Scope    int `json:"scope,omitempty"`
+	Protocol int `json:"protocol,omitempty"`
+	Metric   int `json:"metric,omitempty"`
+	Flags    int `json:"flags,omitempty"`
+}
+
+// Neighbour is a permanent ARP or NDP entry.
+type Neighbour struct {
+	Interface string `json:"interface"`
+	IP        string `json:"ip"`
+	MAC       string `json:"mac"`
+}
