@@ -1,0 +1,144 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// newRoot is where the root file system is put together. It is a directory of
+// the kernel's built-in initramfs or made there.
+const newRoot = "/newroot"
+
+// systemMount is one file system of the guest itself. Containers get their own.
+type systemMount struct {
+	dir     string
+	fstype  string
+	flags   uintptr
+	options string
+}
+
+const noExecDevSuid = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+var systemMounts = []systemMount{
+	{"/proc", "proc", noExecDevSuid, ""},
+	{"/sys", "sysfs", noExecDevSuid, ""},
+	{"/dev", "devtmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0755"},
+	{"/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"},
+	{"/run", "tmpfs", noExecDevSuid, "mode=0755"},
+	// nsdelegate: a container must not change the limits on its own cgroup.
+	{"/sys/fs/cgroup", "cgroup2", noExecDevSuid, "nsdelegate"},
+}
+
+// kernelParameters are those that a host of containers sets and the kernel does
+// not. A container's own come later, from its spec.
+var kernelParameters = []struct{ path, value string }{
+	// Podman asks for nofile 1048576, systemd hosts allow "infinity".
+	{"/proc/sys/fs/nr_open", "1073741816"},
+	{"/proc/self/oom_score_adj", "-1000"},
+}
+
+// defaultNofile is what a container gets that asks for no limit of open files:
+// what dockerd's own limit makes it under runc.
+const defaultNofile = 1048576
+
+// switchRoot replaces the initramfs by a tmpfs as root. A container's
+// pivot_root needs that: the initial file system cannot be pivoted away.
+func switchRoot() error {
+	if err := os.Mkdir(newRoot, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := mount("tmpfs", newRoot, "tmpfs", unix.MS_NOSUID, "mode=0755"); err != nil {
+		return err
+	}
+	if err := unix.Chdir(newRoot); err != nil {
+		return err
+	}
+	if err := mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+func mountSystem() error {
+	unix.Umask(0o022)
+	for _, m := range systemMounts {
+		if err := os.Mkdir(m.dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := mount(m.fstype, m.dir, m.fstype, m.flags, m.options); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adoptConsole makes the console the standard streams if it was not there yet
+// when the kernel started PID 1, which happens when the kernel boots faster than
+// QEMU answers. Until then they are a file of the initramfs. Nothing announces
+// the console, so this polls.
+func adoptConsole() {
+	var st unix.Stat_t
+	if err := unix.Fstat(unix.Stderr, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR {
+		return
+	}
+	go func() {
+		for end := time.Now().Add(portTimeout); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			fd, err := unix.Open("/dev/console", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				continue
+			}
+			for i := range 3 {
+				_ = unix.Dup3(fd, i, 0) // without the console guestinit works, unheard
+			}
+			_ = unix.Close(fd)
+			return
+		}
+	}()
+}
+
+func setKernelParameters() error {
+	for _, p := range kernelParameters {
+		if err := writeFile(p.path, p.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setResourceLimits sets what processes inherit whose spec says nothing.
+func setResourceLimits() error {
+	for resource, limit := range map[int]uint64{unix.RLIMIT_NOFILE: defaultNofile, unix.RLIMIT_NPROC: unix.RLIM_INFINITY} {
+		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mount is mount(2) with an error that reads like the call.
+func mount(source, target, fstype string, flags uintptr, options string) error {
+	if err := unix.Mount(source, target, fstype, flags, options); err != nil {
+		return fmt.Errorf("mount %s:%s, type %q, flags %#x, options %q: %w", source, target, fstype, flags, options, err)
+	}
+	return nil
+}
+
+// writeFile writes a file of a kernel file system, in a single write.
+func writeFile(path, value string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return fmt.Errorf("write %q to %s: %w", value, path, err)
+	}
+	return nil
+}

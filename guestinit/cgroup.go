@@ -1,0 +1,224 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	cgroupRoot = "/sys/fs/cgroup"
+	// containersCgroup is the parent of the containers' cgroups. guestinit
+	// itself stays in the root, so that no container's limit holds it back.
+	containersCgroup = cgroupRoot + "/containers"
+)
+
+// reservedTasks is how many tasks of those that the kernel can have at once a
+// container does not get: guestinit must be able to make threads and to fork
+// while a fork bomb has all it can get.
+const reservedTasks = 256
+
+// setupCgroups makes the containers' cgroup, with every controller.
+func setupCgroups() error {
+	if err := enableControllers(cgroupRoot); err != nil {
+		return err
+	}
+	if err := os.Mkdir(containersCgroup, 0o755); err != nil {
+		return err
+	}
+	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	if err != nil {
+		return err
+	}
+	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("threads-max: %w", err)
+	}
+	if most > 2*reservedTasks {
+		if err := writeFile(containersCgroup+"/pids.max", strconv.Itoa(most-reservedTasks)); err != nil {
+			return err
+		}
+	}
+	return enableControllers(containersCgroup)
+}
+
+// enableControllers gives a cgroup's children every controller that it has.
+func enableControllers(dir string) error {
+	text, err := os.ReadFile(dir + "/cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	controllers := strings.Fields(string(text))
+	if len(controllers) == 0 {
+		return nil
+	}
+	return writeFile(dir+"/cgroup.subtree_control", "+"+strings.Join(controllers, " +"))
+}
+
+// A cgroup is that of a container, or one below it.
+type cgroup struct {
+	dir string
+	fd  int
+}
+
+// newCgroup makes the cgroup of the container called id.
+func newCgroup(id string) (*cgroup, error) {
+	dir := filepath.Join(containersCgroup, filepath.Join("/", id))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	return openCgroup(dir)
+}
+
+func openCgroup(dir string) (*cgroup, error) {
+	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return &cgroup{dir: dir, fd: fd}, nil
+}
+
+func (g *cgroup) close() { _ = unix.Close(g.fd) }
+
+// apply writes the settings in order.
+func (g *cgroup) apply(settings []cgroupSetting) error {
+	for _, s := range settings {
+		if strings.Contains(s.file, "/") {
+			return fmt.Errorf("cgroup file %q: not a file name", s.file)
+		}
+		err := writeFile(filepath.Join(g.dir, s.file), s.value)
+		if err != nil && !(s.optional && errors.Is(err, os.ErrNotExist)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// delegate gives the cgroup to the root of a container's user namespace, as
+// far as the kernel documents for delegation.
+func (g *cgroup) delegate(ids idMaps) error {
+	if !ids.present() {
+		return nil
+	}
+	for _, name := range []string{"", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"} {
+		if err := ids.chown(filepath.Join(g.dir, name), 0, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// walk calls f for the cgroup and each below it, parents first.
+func (g *cgroup) walk(f func(dir string)) error {
+	return filepath.WalkDir(g.dir, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, os.ErrNotExist) && path != g.dir:
+			return nil // removed meanwhile
+		case err != nil:
+			return err
+		case entry.IsDir():
+			f(path)
+		}
+		return nil
+	})
+}
+
+// pids are the processes in the cgroup and below, by guestinit's pids.
+func (g *cgroup) pids() (pids []int, err error) {
+	err = g.walk(func(dir string) {
+		text, err := os.ReadFile(dir + "/cgroup.procs")
+		if err != nil {
+			return // a threaded or a removed cgroup
+		}
+		for _, field := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+	})
+	return pids, err
+}
+
+// kill sends SIGKILL to every process in the cgroup and below, even to those
+// that are being forked.
+func (g *cgroup) kill() error { return writeFile(g.dir+"/cgroup.kill", "1") }
+
+// remove removes the cgroup with all below it.
+func (g *cgroup) remove() error {
+	var dirs []string
+	if err := g.walk(func(dir string) { dirs = append(dirs, dir) }); err != nil {
+		return err
+	}
+	for i := len(dirs) - 1; i >= 0; i-- {
+		if err := unix.Rmdir(dirs[i]); err != nil {
+			return &os.PathError{Op: "rmdir", Path: dirs[i], Err: err}
+		}
+	}
+	return nil
+}
+
+// oomKilled says that the kernel has killed a process of the cgroup, or of one
+// below it, for lack of memory.
+func (g *cgroup) oomKilled() bool {
+	text, err := os.ReadFile(g.dir + "/memory.events")
+	return err == nil && oomKills(string(text)) > 0
+}
+
+// oomKills reads the count of kills from memory.events.
+func oomKills(events string) int {
+	for line := range strings.Lines(events) {
+		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			n, _ := strconv.Atoi(strings.TrimSpace(count))
+			return n
+		}
+	}
+	return 0
+}
+
+// cgroupOf returns the directory of the cgroup that a process is in.
+func cgroupOf(pid int) (string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return "", err
+	}
+	path, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "0::")
+	if !ok {
+		return "", fmt.Errorf("/proc/%d/cgroup: %q is not the unified hierarchy", pid, text)
+	}
+	return filepath.Join(cgroupRoot, path), nil
+}
+
+// containerPids turns pids of guestinit's into those of the container's pid
+// namespace, which is one below.
+func containerPids(pids []int) []int {
+	inside := make([]int, 0, len(pids))
+	for _, pid := range pids {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			continue // ended meanwhile
+		}
+		if n := nestedPid(string(status)); n > 0 {
+			inside = append(inside, n)
+		}
+	}
+	return inside
+}
+
+// nestedPid reads a process's pid one pid namespace down from /proc/PID/status.
+func nestedPid(status string) int {
+	for line := range strings.Lines(status) {
+		if list, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			if pids := strings.Fields(list); len(pids) > 1 {
+				n, _ := strconv.Atoi(pids[1])
+				return n
+			}
+		}
+	}
+	return 0
+}

@@ -1,0 +1,388 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"boxlite/guestinit/seccomp"
+	"boxlite/internal/guestproto"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// A container is built once and lives as long as its init.
+type container struct {
+	id       string
+	spec     *specs.Spec
+	ids      idMaps
+	filter   *seccomp.Filter // nil for none
+	cgroup   *cgroup
+	children *reaper
+	init     *process
+	// procs counts the proc mounts that have been made.
+	procs int
+
+	mu      sync.Mutex
+	started bool
+	execs   map[string]*process
+	// ended are ids of execs in the order in which they were waited for.
+	ended []string
+
+	finishOnce sync.Once
+	initStatus guestproto.WaitReply
+}
+
+// createContainer builds the container up to the point before its execve.
+func createContainer(children *reaper, req *guestproto.CreateRequest) (_ *container, err error) {
+	c := &container{id: req.ID, spec: req.Spec, children: children, execs: map[string]*process{}}
+	if err := c.checkSpec(); err != nil {
+		return nil, err
+	}
+	if err := mountShare(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			c.abandon()
+		}
+	}()
+	if s := c.spec.Linux.Seccomp; s != nil {
+		if c.filter, err = seccomp.Compile(s); err != nil {
+			return nil, fmt.Errorf("seccomp: %w", err)
+		}
+	}
+	if err := c.makeCgroup(); err != nil {
+		return nil, fmt.Errorf("cgroup: %w", err)
+	}
+	if len(req.DeviceFilter) > 0 {
+		if err := attachDeviceFilter(c.cgroup.fd, req.DeviceFilter); err != nil {
+			return nil, err
+		}
+	}
+	if err := onThread(c.build); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// checkSpec refuses what the rest would trip over and fills in empty objects.
+func (c *container) checkSpec() error {
+	switch {
+	case c.id == "" || strings.Contains(c.id, "/") || c.id == "." || c.id == "..":
+		return guestproto.Errorf(guestproto.CodeBadRequest, "container id %q", c.id)
+	case c.spec == nil || c.spec.Root == nil:
+		return guestproto.Errorf(guestproto.CodeBadRequest, "the spec has no root")
+	}
+	if c.spec.Linux == nil {
+		c.spec.Linux = &specs.Linux{}
+	}
+	if c.has(specs.UserNamespace) {
+		c.ids = idMaps{c.spec.Linux.UIDMappings, c.spec.Linux.GIDMappings}
+		if len(c.ids.uids) == 0 || len(c.ids.gids) == 0 {
+			return errors.New("user namespace without uidMappings and gidMappings")
+		}
+	}
+	return nil
+}
+
+func (c *container) has(namespace specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == namespace })
+}
+
+func (c *container) makeCgroup() (err error) {
+	settings, err := cgroupSettings(c.spec.Linux.Resources)
+	if err != nil {
+		return err
+	}
+	if c.cgroup, err = newCgroup(c.id); err != nil {
+		return err
+	}
+	if err := c.cgroup.apply(settings); err != nil {
+		return err
+	}
+	return c.cgroup.delegate(c.ids)
+}
+
+// abandon takes back what a failed create has made.
+func (c *container) abandon() {
+	if c.init != nil {
+		c.init.kill()
+	}
+	if c.cgroup != nil {
+		_ = c.cgroup.kill()
+		_ = c.cgroup.remove()
+		c.cgroup.close()
+	}
+	_ = unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH)
+}
+
+// build makes the container init and everything around it. It runs on a thread
+// of its own, which first has the guest's files in sight and then follows the
+// init into its namespaces; only what must be done by the init itself is done
+// in its script.
+func (c *container) build() error {
+	rootfs, err := openTree(c.spec.Root.Path, true)
+	if err != nil {
+		return fmt.Errorf("rootfs: %w", err)
+	}
+	defer unix.Close(rootfs)
+	if err := c.forkInit(); err != nil {
+		return err
+	}
+	if err := joinNamespaces(c.init.pidfd, joinedNamespaces|unix.CLONE_NEWCGROUP); err != nil {
+		return err
+	}
+	if err := c.setNames(); err != nil {
+		return err
+	}
+	if err := setSysctls(c.spec.Linux.Sysctl); err != nil {
+		return err
+	}
+	if err := c.buildRootfs(rootfs); err != nil {
+		return err
+	}
+	if c.spec.Process == nil {
+		return nil // start will be the error
+	}
+	if err := c.prepareInit(); err != nil {
+		return err
+	}
+	if err := c.init.proceed(); err != nil {
+		return err
+	}
+	return c.init.awaitReport()
+}
+
+// buildRootfs makes the container's mounts and leaves the calling thread in its
+// root.
+func (c *container) buildRootfs(rootfs int) error {
+	mounts, err := c.prepareMounts()
+	if err != nil {
+		return err
+	}
+	defer closeMounts(mounts)
+	if err := enterRootfs(rootfs); err != nil {
+		return fmt.Errorf("rootfs: %w", err)
+	}
+	for _, m := range mounts {
+		if err := m.attach(c.ids); err != nil {
+			return fmt.Errorf("mount %s: %w", m.spec.Destination, err)
+		}
+	}
+	if !hasOwnDev(c.spec) {
+		if err := populateDev(c.spec, c.ids); err != nil {
+			return err
+		}
+	}
+	if err := c.openInitStdio(); err != nil {
+		return err
+	}
+	if p := c.spec.Process; p != nil && p.Cwd != "" {
+		if err := makeDirs(p.Cwd, c.ids); err != nil {
+			return fmt.Errorf("cwd: %w", err)
+		}
+	}
+	for _, m := range mounts {
+		if m.fillFirst {
+			if err := setReadonly(m.spec.Destination); err != nil {
+				return err
+			}
+		}
+	}
+	return c.finishRootfs()
+}
+
+// setNames sets the names of the calling thread's uts namespace.
+func (c *container) setNames() error {
+	hostname := c.spec.Hostname
+	if hostname != "" {
+		if err := unix.Sethostname([]byte(hostname)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", hostname, err)
+		}
+	}
+	if domain := c.spec.Domainname; domain != "" {
+		if err := unix.Setdomainname([]byte(domain)); err != nil {
+			return fmt.Errorf("set domainname %q: %w", domain, err)
+		}
+	}
+	return nil
+}
+
+// setSysctls sets every kernel parameter asked for, those of the calling
+// thread's namespaces and those of the whole kernel: it is the container's own.
+func setSysctls(sysctls map[string]string) error {
+	for _, key := range slices.Sorted(mapKeys(sysctls)) {
+		if err := writeFile(sysctlPath(key), sysctls[key]); err != nil {
+			return fmt.Errorf("sysctl %s: %w", key, err)
+		}
+	}
+	return nil
+}
+
+// sysctlPath turns a name into a path. As for sysctl(8), the first separator
+// decides: with a dot first, slashes stand for dots inside names
+// (net.ipv4.conf.eth0/100.forwarding).
+func sysctlPath(key string) string {
+	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
+		key = strings.Map(func(r rune) rune {
+			switch r {
+			case '.':
+				return '/'
+			case '/':
+				return '.'
+			}
+			return r
+		}, key)
+	}
+	return "/proc/sys/" + strings.ReplaceAll(key, "..", "")
+}
+
+// start lets the container init exec.
+func (c *container) start() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.spec.Process == nil:
+		return errors.New("the spec has no process to start")
+	case c.started:
+		return guestproto.Errorf(guestproto.CodeBadRequest, "the container has been started already")
+	}
+	c.started = true
+	if err := c.init.proceed(); err != nil {
+		return guestproto.Errorf(guestproto.CodeNoProcess, "the container's process has ended")
+	}
+	return c.init.awaitExec()
+}
+
+// process finds a process by its id.
+func (c *container) process(id string) (*process, error) {
+	if id == guestproto.Init {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.execs[id]; p != nil {
+		return p, nil
+	}
+	return nil, guestproto.Errorf(guestproto.CodeNoProcess, "no such process")
+}
+
+// signalAll sends a signal to every process of the container.
+func (c *container) signalAll(sig unix.Signal) error {
+	if sig == unix.SIGKILL {
+		return c.cgroup.kill()
+	}
+	pids, err := c.cgroup.pids()
+	if err != nil {
+		return err
+	}
+	if len(pids) == 0 {
+		return guestproto.Errorf(guestproto.CodeNoProcess, "no such process")
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("send signal %d: %w", int(sig), err)
+		}
+	}
+	return nil
+}
+
+// mostEnded is how many ended execs are kept whose output nobody has asked for.
+const mostEnded = 128
+
+// wait blocks until the process has ended and its output is in its streams,
+// and for the container init until everything of the container is gone.
+func (c *container) wait(p *process) *guestproto.WaitReply {
+	<-p.ended
+	if p == c.init {
+		c.finishOnce.Do(c.finish)
+		return &c.initStatus
+	}
+	p.stdio.drain()
+	c.forget(p)
+	return waitReply(p.status)
+}
+
+func waitReply(status unix.WaitStatus) *guestproto.WaitReply {
+	if status.Signaled() {
+		return &guestproto.WaitReply{Signal: int(status.Signal())}
+	}
+	return &guestproto.WaitReply{Code: status.ExitStatus()}
+}
+
+// forget drops an ended exec process, unless output of it is still to be asked
+// for; then the oldest such makes room.
+func (c *container) forget(p *process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.execs[p.id] != p {
+		return
+	}
+	id := p.id
+	if !p.stdio.spent() {
+		if !slices.Contains(c.ended, id) {
+			c.ended = append(c.ended, id)
+		}
+		if len(c.ended) <= mostEnded {
+			return
+		}
+		id, c.ended = c.ended[0], c.ended[1:]
+	}
+	if old := c.execs[id]; old != nil {
+		old.forget()
+		delete(c.execs, id)
+	}
+}
+
+// finish follows the end of the container init: it ends whatever is left,
+// waits for the output and brings the files to the host.
+func (c *container) finish() {
+	c.initStatus = *waitReply(c.init.status)
+	c.initStatus.OOMKilled = c.cgroup.oomKilled()
+	if err := c.cgroup.kill(); err != nil {
+		logf("kill what is left of the container: %v", err)
+	}
+	c.init.stdio.drain()
+	if err := flushShare(); err != nil {
+		logf("flush the share: %v", err)
+	}
+}
+
+// flushShare brings to the host what a process wrote through a memory mapping
+// and the kernel still holds. Everything else is there already, virtio-fs
+// writes through; so mostly there is nothing to do, which is well worth looking,
+// as a flush makes the host write its disk.
+func flushShare() error {
+	// Folds the counters of each CPU into the sums that meminfo shows.
+	if err := writeFile("/proc/sys/vm/stat_refresh", "1"); err != nil {
+		debugf("%v", err)
+	}
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err == nil && !hasDirtyPages(string(meminfo)) {
+		return unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH)
+	}
+	unix.Sync() // not syncfs: each mount of the host's below the share is a file system of its own
+	return unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH)
+}
+
+// hasDirtyPages reads /proc/meminfo.
+func hasDirtyPages(meminfo string) bool {
+	for line := range strings.Lines(meminfo) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		switch fields[0] {
+		case "Dirty:", "Writeback:", "WritebackTmp:":
+			if fields[1] != "0" {
+				return true
+			}
+		}
+	}
+	return false
+}

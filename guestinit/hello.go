@@ -1,0 +1,66 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"boxlite/internal/guestproto"
+
+	"golang.org/x/sys/unix"
+)
+
+// hello checks that both sides come from one build, takes over the host's clock
+// and makes the guest's random numbers its own: a VM restored from a template
+// has those of its siblings until then.
+func (s *server) hello(req *guestproto.HelloRequest) (any, error) {
+	if req.Version != guestproto.Version {
+		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "protocol version %d, this guest speaks %d", req.Version, guestproto.Version)
+	}
+	debugLog = req.Debug
+	now := unix.NsecToTimespec(req.UnixNano)
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
+		return nil, fmt.Errorf("set clock to %v: %w", time.Unix(0, req.UnixNano), err)
+	}
+	if err := addEntropy(req.Entropy); err != nil {
+		return nil, err
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, fmt.Errorf("uname: %w", err)
+	}
+	return &guestproto.HelloReply{Version: guestproto.Version, KernelRelease: unix.ByteSliceToString(uts.Release[:])}, nil
+}
+
+// maxEntropy is more than the kernel's pool holds.
+const maxEntropy = 512
+
+// addEntropy mixes entropy into the kernel's generator, credited in full, and
+// reseeds it at once.
+func addEntropy(entropy []byte) error {
+	if len(entropy) == 0 {
+		return nil
+	}
+	if len(entropy) > maxEntropy {
+		entropy = entropy[:maxEntropy]
+	}
+	device, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	// struct rand_pool_info of random(4).
+	pool := struct {
+		bits, size int32
+		buf        [maxEntropy]byte
+	}{bits: int32(len(entropy) * 8), size: int32(len(entropy))}
+	copy(pool.buf[:], entropy)
+	if err := ioctlPointer(int(device.Fd()), unix.RNDADDENTROPY, unsafe.Pointer(&pool)); err != nil {
+		return fmt.Errorf("add entropy: %w", err)
+	}
+	if err := ioctlPointer(int(device.Fd()), unix.RNDRESEEDCRNG, nil); err != nil {
+		return fmt.Errorf("reseed random number generator: %w", err)
+	}
+	return nil
+}

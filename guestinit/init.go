@@ -1,0 +1,211 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"boxlite/internal/guestproto"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// initNamespaces are new in every container. A spec that leaves one out asks
+// for the host's, which the guest does not have: --pid=host gets a pid namespace
+// of its own all the same. The network is the VM's.
+const initNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+
+// forkInit forks the container init into its namespaces and the container's
+// cgroup, where it waits. It belongs to the calling thread, whose time
+// namespace the init is born into.
+func (c *container) forkInit() (err error) {
+	var process specs.Process
+	if c.spec.Process != nil {
+		process = *c.spec.Process
+	}
+	if c.init, err = newProcess(guestproto.Init, scriptSize(process.Args, process.Env)); err != nil {
+		return err
+	}
+	if c.spec.Process != nil && !process.Terminal {
+		if err := c.init.stdio.openPipes(c.ids.uid(process.User.UID), c.ids.gid(process.User.GID)); err != nil {
+			return err
+		}
+	}
+	flags := uint64(initNamespaces)
+	if c.has(specs.UserNamespace) {
+		flags |= unix.CLONE_NEWUSER
+	}
+	if c.has(specs.TimeNamespace) {
+		if err := newTimeNamespace(c.spec.Linux.TimeOffsets); err != nil {
+			return err
+		}
+	}
+	c.init.script.settle(c.init.stdio, flags&unix.CLONE_NEWUSER != 0)
+	c.init.script.openProcs(c.spec.Mounts)
+	c.init.script.report()
+	c.init.script.await()
+	if err := c.init.fork(c.children, flags, c.cgroup.fd); err != nil {
+		return err
+	}
+	if flags&unix.CLONE_NEWUSER != 0 {
+		if err := c.ids.write(c.init.pid); err != nil {
+			return err
+		}
+		if err := c.init.proceed(); err != nil {
+			return err
+		}
+	}
+	if err := setOOMScore(c.init.pid, process.OOMScoreAdj); err != nil {
+		return err
+	}
+	return c.init.awaitReport()
+}
+
+// setOOMScore gives a process its score; it is born with guestinit's own.
+func setOOMScore(pid int, score *int) error {
+	value := 0
+	if score != nil {
+		value = *score
+	}
+	return writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), strconv.Itoa(value))
+}
+
+// settle appends the init's first steps: it takes its descriptors, drops every
+// other, becomes root in its user namespace, and roots its cgroup namespace in
+// the container's cgroup, which it is in.
+func (s *script) settle(std *stdio, userNamespace bool) {
+	s.protect()
+	s.takeStdio(std)
+	if userNamespace {
+		s.await() // for the mappings
+		s.must("become root in the user namespace", unix.SYS_SETRESGID, 0, 0, 0)
+		s.must("become root in the user namespace", unix.SYS_SETRESUID, 0, 0, 0)
+	}
+	s.must("make a cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	s.must("make a session", unix.SYS_SETSID)
+}
+
+// openProcs appends the first step to each proc of the spec, which binds it to
+// the caller's pid namespace. newFileSystem takes the file descriptors over.
+func (s *script) openProcs(mounts []specs.Mount) {
+	for _, m := range mounts {
+		if m.Type == "proc" {
+			s.keep("open proc", unix.SYS_FSOPEN, s.cstring("proc"), unix.FSOPEN_CLOEXEC)
+		}
+	}
+}
+
+// protect keeps the other processes of the container from tracing this one
+// before its execve: its memory is a copy of guestinit's.
+func (s *script) protect() {
+	s.must("become undumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+}
+
+// takeStdio appends the steps that make the standard streams descriptors 0 to 2
+// and close all others except the script's own. Without streams (yet), 0 to 2
+// are guestinit's.
+func (s *script) takeStdio(std *stdio) {
+	if std.child[0] != nil {
+		for i, fd := range std.childFds() {
+			s.must("set up standard streams", unix.SYS_DUP3, fd, uintptr(i), 0)
+		}
+	}
+	sock := uintptr(s.sock)
+	if sock > 3 {
+		s.must("close descriptors", unix.SYS_CLOSE_RANGE, 3, sock-1, 0)
+	}
+	s.must("close descriptors", unix.SYS_CLOSE_RANGE, sock+1, uintptr(^uint32(0)), 0)
+}
+
+// newTimeNamespace gives the children of the calling thread a time namespace.
+func newTimeNamespace(offsets map[string]specs.LinuxTimeOffset) error {
+	if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
+		return fmt.Errorf("make a time namespace: %w", err)
+	}
+	for clock, offset := range offsets {
+		line := fmt.Sprintf("%s %d %d\n", clock, offset.Secs, offset.Nanosecs)
+		if err := writeFile("/proc/"+strconv.Itoa(unix.Gettid())+"/timens_offsets", line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openInitStdio gives a container init with a terminal its pty, now that the
+// container's devpts is there. The script was forked without it, so the init
+// opens it by its path.
+func (c *container) openInitStdio() error {
+	p := c.spec.Process
+	if p == nil || !p.Terminal {
+		return nil
+	}
+	master, slave, err := openTerminal(c.ids.uid(p.User.UID), p.ConsoleSize)
+	if err != nil {
+		return err
+	}
+	c.init.stdio.setTerminal(master, slave)
+	if err := bindConsole(slave); err != nil {
+		return err
+	}
+	s := c.init.script
+	s.try("close guestinit's console", unix.SYS_CLOSE, 0)
+	s.must("open "+slave.Name(), unix.SYS_OPENAT, 0, s.cstring(slave.Name()), unix.O_RDWR|unix.O_NOCTTY, 0)
+	s.must("set up standard streams", unix.SYS_DUP3, 0, 1, 0)
+	s.must("set up standard streams", unix.SYS_DUP3, 0, 2, 0)
+	return nil
+}
+
+// prepareInit appends the rest of the init's script. It runs on a thread in
+// the container's root.
+func (c *container) prepareInit() error {
+	return c.finishScript(c.init, c.spec.Process)
+}
+
+// finishScript appends to a process's script what its process object asks for,
+// with the execve at the end. It waits for the word to exec after a last report,
+// when nothing but the execve is left that could fail. The calling thread is in
+// the container's root.
+func (c *container) finishScript(p *process, spec *specs.Process) error {
+	if len(spec.Args) == 0 {
+		return guestproto.Errorf(guestproto.CodeCommand, "process.args is empty")
+	}
+	env := withHome(spec.Env, spec.User.UID)
+	path, _ := environment(env, "PATH")
+	if err := c.impersonate(spec); err != nil {
+		return err
+	}
+	file, err := lookPath(spec.Args[0], path, spec.Cwd)
+	if err != nil {
+		return err
+	}
+	s := p.script
+	if spec.Terminal {
+		s.must("make the terminal the controlling one", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+	if err := s.attributes(spec, c); err != nil {
+		return err
+	}
+	err = s.confine(spec, c.filter, func() {
+		s.report()
+		s.await()
+	})
+	if err != nil {
+		return err
+	}
+	s.must("exec "+file, unix.SYS_EXECVE, s.cstring(file), s.cstrings(spec.Args), s.cstrings(env))
+	return nil
+}
+
+// impersonate gives the calling thread the process's user, groups and
+// capabilities as far as the kernel looks at them for access to files.
+func (c *container) impersonate(spec *specs.Process) error {
+	sets, err := parseCapabilities(spec.Capabilities)
+	if err != nil {
+		return err
+	}
+	groups := make([]uint32, 0, len(spec.User.AdditionalGids))
+	for _, gid := range spec.User.AdditionalGids {
+		groups = append(groups, uint32(c.ids.gid(gid)))
+	}
+	return becomeForFiles(c.ids.uid(spec.User.UID), c.ids.gid(spec.User.GID), groups, sets.effective)
+}

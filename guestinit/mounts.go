@@ -1,0 +1,277 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// A preparedMount is one mount of the spec that exists but is nowhere yet. All
+// are prepared while the guest's own files are in sight, for the sources, and
+// because the kernel lets a user namespace have a proc or sysfs only where one
+// is visible already. They are attached when the container's root is the root,
+// so that no path in the container can lead out of it.
+type preparedMount struct {
+	spec specs.Mount
+	plan mountPlan
+	fd   int
+	// file says that the mount is on a file, not on a directory.
+	file bool
+	// fillFirst says that a read-only file system has to be filled before it
+	// becomes so: /dev, and a tmpfs with tmpcopyup.
+	fillFirst bool
+}
+
+// prepareMounts prepares the spec's mounts in order.
+func (c *container) prepareMounts() (mounts []*preparedMount, err error) {
+	defer func() {
+		if err != nil {
+			closeMounts(mounts)
+		}
+	}()
+	for _, m := range c.spec.Mounts {
+		prepared, err := c.prepareMount(m)
+		if err != nil {
+			return mounts, fmt.Errorf("mount %s:%s, type %q, options %q: %w", m.Source, m.Destination, m.Type, strings.Join(m.Options, ","), err)
+		}
+		mounts = append(mounts, prepared)
+	}
+	return mounts, nil
+}
+
+func closeMounts(mounts []*preparedMount) {
+	for _, m := range mounts {
+		_ = unix.Close(m.fd)
+	}
+}
+
+func (c *container) prepareMount(m specs.Mount) (*preparedMount, error) {
+	plan, err := planMount(m.Options)
+	if err != nil {
+		return nil, err
+	}
+	p := &preparedMount{spec: m, plan: plan, fd: -1}
+	if plan.bind == 0 && plan.idmap == 0 && m.Type != "bind" {
+		err = c.newFileSystem(p)
+	} else {
+		err = p.cloneSource()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := c.setAttributes(p); err != nil {
+		_ = unix.Close(p.fd)
+		return nil, err
+	}
+	return p, nil
+}
+
+// cloneSource makes p a copy of the mount tree at its source.
+func (p *preparedMount) cloneSource() (err error) {
+	p.fd, err = openTree(p.spec.Source, (p.plan.bind|p.plan.idmap)&unix.MS_REC != 0)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(p.fd, &st); err != nil {
+		return err
+	}
+	p.file = st.Mode&unix.S_IFMT != unix.S_IFDIR
+	return nil
+}
+
+// openTree clones the mount at path.
+func openTree(path string, recursive bool) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, flags)
+	if err != nil {
+		return -1, &os.PathError{Op: "bind", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// newFileSystem makes p an instance of the file system of its type.
+func (c *container) newFileSystem(p *preparedMount) error {
+	fstype := p.spec.Type
+	if fstype == "cgroup" { // what hosts with cgroup v1 ask for
+		fstype = "cgroup2"
+		p.plan.parameters = nil // names of v1 controllers
+	}
+	if fstype == "cgroup2" && p.plan.attrs.Attr_clr&unix.MOUNT_ATTR_RDONLY == 0 {
+		p.plan.attrs.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if dest := filepath.Join("/", p.spec.Destination); dest == "/dev" || p.plan.copyUp {
+		p.fillFirst = p.plan.attrs.Attr_set&unix.MOUNT_ATTR_RDONLY != 0
+		p.plan.attrs.Attr_set &^= unix.MOUNT_ATTR_RDONLY
+	}
+	fs, err := c.openFileSystem(fstype)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fs)
+	source := p.spec.Source
+	if source == "" {
+		source = fstype
+	}
+	if err := unix.FsconfigSetString(fs, "source", source); err != nil {
+		return fmt.Errorf("source %q: %w", source, contextError(fs, err))
+	}
+	for _, param := range c.ids.ownerParameters(fstype, p.plan.parameters) {
+		if param.value == "" {
+			err = unix.FsconfigSetFlag(fs, param.key)
+		} else {
+			err = unix.FsconfigSetString(fs, param.key, param.value)
+		}
+		if err != nil {
+			return fmt.Errorf("option %q: %w", param, contextError(fs, err))
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return contextError(fs, err)
+	}
+	if p.fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(p.plan.attrs.Attr_set)); err != nil {
+		return contextError(fs, err)
+	}
+	return nil
+}
+
+// openFileSystem begins a file system of the container's namespaces, which are
+// the calling thread's, except that a thread cannot change its pid namespace;
+// so the container init has begun the procs.
+func (c *container) openFileSystem(fstype string) (int, error) {
+	if fstype != "proc" {
+		return unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	}
+	head := c.init.script.head
+	if c.procs == int(head.results) {
+		return -1, errors.New("too many procs")
+	}
+	c.procs++
+	return unix.PidfdGetfd(c.init.pidfd, int(head.result[c.procs-1]), 0)
+}
+
+// contextError adds what the file system has to say about an error.
+func contextError(fs int, err error) error {
+	buf := make([]byte, 512)
+	if n, readErr := unix.Read(fs, buf); readErr == nil && n > 2 {
+		return fmt.Errorf("%s: %w", strings.TrimSpace(string(buf[2:n])), err)
+	}
+	return err
+}
+
+// ownerParameters adds to the parameters of a new tmpfs the owner, and turns
+// the ids among the parameters of tmpfs and devpts into the guest's: the mount
+// is made by guestinit, but they are meant in the container's user namespace.
+func (ids idMaps) ownerParameters(fstype string, parameters []mountParameter) []mountParameter {
+	if !ids.present() || (fstype != "tmpfs" && fstype != "devpts") {
+		return parameters
+	}
+	var mapped []mountParameter
+	if fstype == "tmpfs" {
+		mapped = append(mapped, mountParameter{"uid", strconv.Itoa(ids.uid(0))}, mountParameter{"gid", strconv.Itoa(ids.gid(0))})
+	}
+	for _, p := range parameters {
+		if n, err := strconv.ParseUint(p.value, 10, 32); err == nil {
+			switch p.key {
+			case "uid":
+				p.value = strconv.Itoa(ids.uid(uint32(n)))
+			case "gid":
+				p.value = strconv.Itoa(ids.gid(uint32(n)))
+			}
+		}
+		mapped = append(mapped, p)
+	}
+	return mapped
+}
+
+// setAttributes applies the attributes that a new file system did not get at
+// birth, the recursive ones, and an id mapping.
+func (c *container) setAttributes(p *preparedMount) error {
+	bound := p.plan.bind|p.plan.idmap != 0 || p.spec.Type == "bind"
+	if bound && p.plan.attrs != (unix.MountAttr{}) {
+		if err := unix.MountSetattr(p.fd, "", unix.AT_EMPTY_PATH, &p.plan.attrs); err != nil {
+			return fmt.Errorf("set attributes: %w", err)
+		}
+	}
+	if p.plan.recursive != (unix.MountAttr{}) {
+		if err := unix.MountSetattr(p.fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &p.plan.recursive); err != nil {
+			return fmt.Errorf("set recursive attributes: %w", err)
+		}
+	}
+	if p.plan.idmap == 0 && len(p.spec.UIDMappings)+len(p.spec.GIDMappings) == 0 {
+		return nil
+	}
+	return c.mapIDs(p)
+}
+
+// attach puts the mount at its destination in the calling thread's root, which
+// is the container's, and makes the mount point if there is none.
+func (p *preparedMount) attach(ids idMaps) error {
+	dest := filepath.Join("/", p.spec.Destination)
+	if err := makeMountPoint(dest, p.file, ids); err != nil {
+		return err
+	}
+	if p.plan.copyUp && p.spec.Type == "tmpfs" {
+		if err := copyUp(dest, p.fd); err != nil {
+			return fmt.Errorf("copy %s into the tmpfs over it: %w", dest, err)
+		}
+	}
+	if err := unix.MoveMount(p.fd, "", unix.AT_FDCWD, dest, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
+		return fmt.Errorf("mount on %s: %w", dest, err)
+	}
+	for _, flags := range p.plan.propagation {
+		if err := mount("", dest, "", flags, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeMountPoint makes dest a directory or a file if there is nothing.
+func makeMountPoint(dest string, file bool, ids idMaps) error {
+	if _, err := os.Stat(dest); err == nil {
+		return nil
+	}
+	dir := dest
+	if file {
+		dir = filepath.Dir(dest)
+	}
+	if err := makeDirs(dir, ids); err != nil {
+		return err
+	}
+	if !file {
+		return nil
+	}
+	f, err := os.OpenFile(dest, os.O_CREATE|os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0o755)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return ids.chownFile(f)
+}
+
+// makeDirs is os.MkdirAll; the new directories belong to the container's root.
+func makeDirs(dir string, ids idMaps) error {
+	if st, err := os.Stat(dir); err == nil {
+		if !st.IsDir() {
+			return &os.PathError{Op: "mkdir", Path: dir, Err: unix.ENOTDIR}
+		}
+		return nil
+	}
+	if err := makeDirs(filepath.Dir(dir), ids); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	return ids.chown(dir, 0, 0)
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"boxlite/internal/guestproto"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// applyRoutes adds the wanted routes in order and then removes from the wanted
+// NICs those that somebody added and nobody wants any more.
+func applyRoutes(n *guestproto.Network, links nics) error {
+	wanted := map[string]bool{}
+	for i := range n.Routes {
+		route, err := parseRoute(&n.Routes[i], links)
+		if err != nil {
+			return err
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("add route %s: %w", describe(&n.Routes[i]), err)
+		}
+		wanted[routeKey(route)] = true
+	}
+	for _, link := range links.wanted {
+		routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(link, netlink.FAMILY_ALL) })
+		if err != nil {
+			return fmt.Errorf("list routes of %s: %w", link.Attrs().Name, err)
+		}
+		for _, route := range routes {
+			// The kernel's own come and go with the addresses.
+			if route.Protocol == unix.RTPROT_KERNEL || wanted[routeKey(&route)] {
+				continue
+			}
+			if err := netlink.RouteDel(&route); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove route %v: %w", route, err)
+			}
+		}
+	}
+	return nil
+}
+
+func describe(r *guestproto.Route) string {
+	dst := r.Dst
+	if dst == "" {
+		dst = "default"
+	}
+	return fmt.Sprintf("%s via %q dev %s src %q", dst, r.Gateway, r.Interface, r.Source)
+}
+
+// routeKey is what tells routes of one table apart.
+func routeKey(r *netlink.Route) string {
+	family := r.Family
+	dst := ""
+	if r.Dst != nil {
+		dst = r.Dst.String()
+		family = unix.AF_INET
+		if r.Dst.IP.To4() == nil {
+			family = unix.AF_INET6
+		}
+	}
+	metric := r.Priority
+	if family == unix.AF_INET6 && metric == 0 {
+		metric = 1024 // what the kernel makes of it
+	}
+	return fmt.Sprint(family, " ", dst, " ", metric, " ", r.LinkIndex)
+}
+
+// keptRouteFlags are those that say how a route is meant; the others say how it
+// fared on the host.
+const keptRouteFlags = unix.RTNH_F_ONLINK
+
+// defaults are the destinations of default routes by family.
+var defaults = map[int]*net.IPNet{
+	4: {IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+	6: {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
+}
+
+func parseRoute(r *guestproto.Route, links nics) (*netlink.Route, error) {
+	index, err := links.indexOf(r.Interface)
+	if err != nil {
+		return nil, err
+	}
+	route := &netlink.Route{
+		LinkIndex: index,
+		Scope:     netlink.Scope(r.Scope),
+		Protocol:  netlink.RouteProtocol(r.Protocol),
+		Priority:  r.Metric,
+		Flags:     r.Flags & keptRouteFlags,
+		Family:    unix.AF_INET,
+		Table:     unix.RT_TABLE_MAIN,
+	}
+	if r.Family == 6 {
+		route.Family = unix.AF_INET6
+	}
+	bad := func(what, value string) error {
+		return guestproto.Errorf(guestproto.CodeBadRequest, "route %s: %s %q", describe(r), what, value)
+	}
+	route.Dst = defaults[r.Family]
+	if route.Dst == nil {
+		return nil, bad("family", fmt.Sprint(r.Family))
+	}
+	if r.Dst != "" {
+		if _, route.Dst, err = net.ParseCIDR(r.Dst); err != nil {
+			return nil, bad("destination", r.Dst)
+		}
+	}
+	for _, field := range []struct {
+		what, text string
+		to         *net.IP
+	}{{"gateway", r.Gateway, &route.Gw}, {"source", r.Source, &route.Src}} {
+		if field.text == "" {
+			continue
+		}
+		if *field.to = net.ParseIP(field.text); *field.to == nil {
+			return nil, bad(field.what, field.text)
+		}
+	}
+	return route, nil
+}

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"boxlite/internal/guestproto"
+
+	"github.com/hashicorp/yamux"
+	"golang.org/x/sys/unix"
+)
+
+// A server answers the monitor's requests. It holds the one container.
+type server struct {
+	children *reaper
+	// booted waits for what create needs of the boot.
+	booted  func() error
+	network *networkState
+	dns     *dnsRelay
+
+	mu        sync.Mutex
+	container *container // nil before create
+}
+
+func newServer(children *reaper, booted func() error) *server {
+	return &server{children: children, booted: booted, network: &networkState{}, dns: &dnsRelay{}}
+}
+
+// handler carries out one kind of request. The reply may be nil.
+type handler func(body json.RawMessage) (reply any, err error)
+
+// on makes a handler of a function that takes its own request type.
+func on[T any](f func(req *T) (any, error)) handler {
+	return func(body json.RawMessage) (any, error) {
+		req := new(T)
+		if len(body) > 0 {
+			if err := json.Unmarshal(body, req); err != nil {
+				return nil, guestproto.Errorf(guestproto.CodeBadRequest, "request body: %v", err)
+			}
+		}
+		return f(req)
+	}
+}
+
+// serve holds one session after the other over the port: a template is saved
+// between two.
+func (s *server) serve(port *controlPort) error {
+	for {
+		if err := port.awaitHost(); err != nil {
+			return err
+		}
+		session, err := yamux.Server(port, guestproto.SessionConfig(os.Stderr))
+		if err != nil {
+			return err
+		}
+		for {
+			stream, err := session.AcceptStream()
+			if err != nil {
+				break
+			}
+			go s.answer(stream)
+		}
+		_ = session.Close()
+		debugf("session ended")
+	}
+}
+
+// answer reads the request that opens a stream and replies. It closes the
+// stream, except where raw bytes follow the reply.
+func (s *server) answer(stream *yamux.Stream) {
+	var req guestproto.Request
+	if err := guestproto.ReadFrame(stream, guestproto.MaxRequest, &req); err != nil {
+		debugf("read request: %v", err)
+		_ = stream.Close()
+		return
+	}
+	debugf("request %s", req.Op)
+	switch req.Op {
+	case guestproto.OpStdio:
+		s.answerStdio(stream, req.Body)
+		return
+	case guestproto.OpDNS:
+		if reply(stream, nil, nil) == nil {
+			s.dns.attach(stream)
+		}
+		return
+	}
+	defer stream.Close()
+	h := s.handlers()[req.Op]
+	if h == nil {
+		_ = reply(stream, nil, guestproto.Errorf(guestproto.CodeBadRequest, "unknown request %q", req.Op))
+		return
+	}
+	body, err := h(req.Body)
+	if err := reply(stream, body, err); err != nil {
+		debugf("reply to %s: %v", req.Op, err)
+	}
+}
+
+func (s *server) handlers() map[guestproto.Op]handler {
+	return map[guestproto.Op]handler{
+		guestproto.OpHello:     on(s.hello),
+		guestproto.OpCreate:    on(s.create),
+		guestproto.OpStart:     on(s.start),
+		guestproto.OpExec:      on(s.exec),
+		guestproto.OpWait:      on(s.wait),
+		guestproto.OpSignal:    on(s.signal),
+		guestproto.OpResize:    on(s.resize),
+		guestproto.OpProcesses: on(s.processes),
+		guestproto.OpNetwork:   on(s.configureNetwork),
+	}
+}
+
+// reply writes the one frame that answers a request.
+func reply(stream *yamux.Stream, body any, err error) error {
+	var rep guestproto.Reply
+	if err != nil {
+		if !errors.As(err, &rep.Error) {
+			rep.Error = guestproto.Errorf(guestproto.CodeInternal, "%v", err)
+		}
+		const most = guestproto.MaxReply / 8 // JSON makes a byte six at worst
+		if len(rep.Error.Message) > most {
+			rep.Error.Message = rep.Error.Message[:most]
+		}
+	} else if body != nil {
+		raw, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		rep.Body = raw
+	}
+	return guestproto.WriteFrame(stream, rep)
+}
+
+// theContainer returns the container, or an error before create.
+func (s *server) theContainer() (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.container == nil {
+		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "no container has been created")
+	}
+	return s.container, nil
+}
+
+func (s *server) process(id string) (*container, *process, error) {
+	c, err := s.theContainer()
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := c.process(id)
+	return c, p, err
+}
+
+func (s *server) create(req *guestproto.CreateRequest) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.container != nil {
+		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "the VM has a container already")
+	}
+	if err := s.booted(); err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	c, err := createContainer(s.children, req)
+	if err != nil {
+		return nil, err
+	}
+	s.container = c
+	return nil, nil
+}
+
+func (s *server) start(req *guestproto.StartRequest) (any, error) {
+	c, err := s.theContainer()
+	if err != nil {
+		return nil, err
+	}
+	if req.Network != nil {
+		if err := s.applyNetwork(req.Network); err != nil {
+			return nil, err
+		}
+	}
+	return nil, c.start()
+}
+
+func (s *server) exec(req *guestproto.ExecRequest) (any, error) {
+	c, err := s.theContainer()
+	if err != nil {
+		return nil, err
+	}
+	pid, err := c.exec(req)
+	if err != nil {
+		return nil, err
+	}
+	return &guestproto.ExecReply{Pid: pid}, nil
+}
+
+func (s *server) wait(req *guestproto.WaitRequest) (any, error) {
+	c, p, err := s.process(req.Process)
+	if err != nil {
+		return nil, err
+	}
+	return c.wait(p), nil
+}
+
+func (s *server) signal(req *guestproto.SignalRequest) (any, error) {
+	c, p, err := s.process(req.Process)
+	if err != nil {
+		return nil, err
+	}
+	if req.All {
+		return nil, c.signalAll(unix.Signal(req.Signal))
+	}
+	return nil, p.signal(unix.Signal(req.Signal))
+}
+
+func (s *server) resize(req *guestproto.ResizeRequest) (any, error) {
+	_, p, err := s.process(req.Process)
+	if err != nil {
+		return nil, err
+	}
+	return nil, p.resize(req.Width, req.Height)
+}
+
+func (s *server) processes(*struct{}) (any, error) {
+	c, err := s.theContainer()
+	if err != nil {
+		return nil, err
+	}
+	pids, err := c.cgroup.pids()
+	if err != nil {
+		return nil, err
+	}
+	return &guestproto.ProcessesReply{Pids: containerPids(pids)}, nil
+}
+
+func (s *server) configureNetwork(req *guestproto.Network) (any, error) {
+	return nil, s.applyNetwork(req)
+}
+
+func (s *server) applyNetwork(n *guestproto.Network) error {
+	if err := s.network.apply(n); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	if n.DNSRelay {
+		return s.dns.listen()
+	}
+	return nil
+}
+
+func (s *server) answerStdio(stream *yamux.Stream, body json.RawMessage) {
+	_, err := on(func(req *guestproto.StdioRequest) (any, error) {
+		_, p, err := s.process(req.Process)
+		if err != nil {
+			return nil, err
+		}
+		return nil, p.stdio.attach(req.Stream, stream)
+	})(body)
+	if err != nil {
+		_ = reply(stream, nil, err)
+		_ = stream.Close()
+	}
+}
