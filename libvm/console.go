@@ -1,0 +1,119 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/containerd/console"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"boxlite/internal/guestproto"
+)
+
+// openConsole makes a pty, sends its master to whoever listens on socketPath,
+// and makes the slave, in raw mode, the controlling terminal of the calling
+// process, which must lead its session. The guest's own pty does the line
+// discipline. size may be nil.
+func openConsole(socketPath string, size *specs.Box) (slave *os.File, err error) {
+	master, name, err := console.NewPty()
+	if err != nil {
+		return nil, fmt.Errorf("console: %w", err)
+	}
+	defer func() { err = errors.Join(err, master.Close()) }()
+	if size != nil && size.Height > 0 && size.Width > 0 {
+		if err := master.Resize(console.WinSize{Height: uint16(size.Height), Width: uint16(size.Width)}); err != nil {
+			return nil, fmt.Errorf("console size: %w", err)
+		}
+	}
+	// Opened without O_NOCTTY by a session leader that has no terminal yet, the
+	// slave becomes its controlling terminal (tty_ioctl(4), TIOCSCTTY).
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("console %s: %w", name, err)
+	}
+	slave = os.NewFile(uintptr(fd), name)
+	if err := letGoOfStdio(); err != nil {
+		return nil, errors.Join(err, slave.Close())
+	}
+	if _, err := term.MakeRaw(fd); err != nil {
+		return nil, errors.Join(fmt.Errorf("console: set raw mode: %w", err), slave.Close())
+	}
+	if err := sendDescriptor("console socket", socketPath, name, master.Fd()); err != nil {
+		return nil, errors.Join(err, slave.Close())
+	}
+	return slave, nil
+}
+
+func letGoOfStdio() error {
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return partError("open "+os.DevNull, err)
+	}
+	defer unix.Close(null)
+	for fd := range 3 {
+		if err := unix.Dup3(null, fd, 0); err != nil {
+			return partError("dup3", err)
+		}
+	}
+	return nil
+}
+
+// sendDescriptor sends fd as docs/terminals.md of runc describes: one message,
+// a name with the descriptor beside it, no answer expected.
+func sendDescriptor(what, socketPath, name string, fd uintptr) error {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socketPath, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	_, _, err = conn.WriteMsgUnix([]byte(name), unix.UnixRights(int(fd)), nil)
+	if err := errors.Join(err, conn.Close()); err != nil {
+		return fmt.Errorf("%s %s: %w", what, socketPath, err)
+	}
+	return nil
+}
+
+// windowSize reads a terminal's size.
+func windowSize(tty *os.File) (width, height uint16, err error) {
+	ws, err := unix.IoctlGetWinsize(int(tty.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0, 0, err
+	}
+	return ws.Col, ws.Row, nil
+}
+
+// resize brings the guest's pty to the size of tty.
+func (g *guest) resize(process string, tty *os.File) error {
+	w, h, err := windowSize(tty)
+	if err != nil || w == 0 || h == 0 {
+		return err
+	}
+	return g.call(guestproto.OpResize, guestproto.ResizeRequest{Process: process, Width: w, Height: h}, nil, requestTimeout)
+}
+
+// rawTerminal puts the caller's own terminal into raw mode and returns what puts
+// it back.
+func rawTerminal(tty *os.File) (restore func(), err error) {
+	before, err := term.GetState(int(tty.Fd()))
+	if err != nil {
+		return nil, errors.New("the input device is not a TTY")
+	}
+	if _, err := term.MakeRaw(int(tty.Fd())); err != nil {
+		return nil, fmt.Errorf("terminal: set raw mode: %w", err)
+	}
+	return func() { _ = term.Restore(int(tty.Fd()), before) }, nil // a terminal that is gone needs no reset
+}
+
+// SendPidfd sends a pidfd of the container's monitor to a listening socket, as
+// runc 1.2's --pidfd-socket does.
+func (c *Container) SendPidfd(socketPath string) error {
+	fd, err := unix.PidfdOpen(c.Pid, 0)
+	if err != nil {
+		return fmt.Errorf("pidfd_open %d: %w", c.Pid, err)
+	}
+	defer unix.Close(fd)
+	return sendDescriptor("pidfd socket", socketPath, "pidfd", uintptr(fd))
+}

@@ -1,0 +1,288 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/hostcgroup"
+)
+
+// Container is one container as its state file describes it.
+type Container struct {
+	State
+	dir string
+	rt  *Runtime
+	// monitor is set in the process that made the container.
+	monitor *exec.Cmd
+}
+
+// Wait returns the status of a container that this process has created, once
+// it has ended.
+func (c *Container) Wait() (int, error) {
+	err := c.monitor.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return 0, err
+	}
+	ws := c.monitor.ProcessState.Sys().(syscall.WaitStatus)
+	if ws.Signaled() {
+		return ExitStatus{Signal: int(ws.Signal())}.Shell(), nil
+	}
+	return ws.ExitStatus(), nil
+}
+
+// Status is derived from the state file and the monitor process, without a word
+// to the VM.
+func (c *Container) Status() Status {
+	switch {
+	case !alive(c.Pid, c.PidStart):
+		return specs.StateStopped
+	case c.Started:
+		return specs.StateRunning
+	default:
+		return specs.StateCreated
+	}
+}
+
+// OCIState is what the state command prints, as runtime.md, "State", says. The
+// pid of a stopped container is zero.
+func (c *Container) OCIState() specs.State {
+	return c.ociState(c.Status())
+}
+
+func (c *Container) ociState(status Status) specs.State {
+	st := specs.State{
+		Version: c.OCIVersion, ID: c.ID, Status: status, Bundle: c.Bundle, Annotations: c.Spec.Annotations,
+	}
+	if status != specs.StateStopped {
+		st.Pid = c.Pid
+	}
+	return st
+}
+
+// Start runs the container's process. It returns when the guest has executed
+// it and the poststart hooks have run.
+func (c *Container) Start() error {
+	unlock, err := lock(c.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	state, err := readState(c.dir, stateFile) // another start may have been faster
+	if err != nil {
+		return err
+	}
+	c.State = *state
+	switch c.Status() {
+	case specs.StateRunning:
+		return ErrRunning
+	case specs.StateStopped:
+		return ErrStopped
+	}
+	if c.Spec.Process == nil {
+		return errors.New("config.json has no process: there is nothing to start")
+	}
+	conn, _, err := dialControl(c.dir, controlRequest{Op: controlStart})
+	if err != nil {
+		return c.afterVMLost(err)
+	}
+	if err := conn.Close(); err != nil {
+		return err
+	}
+	c.Started = true
+	if err := writeState(c.dir, stateFile, &c.State); err != nil {
+		return err
+	}
+	if err := runHooks("poststart", hooksOf(c.Spec).Poststart, c.ociState(specs.StateRunning)); err != nil {
+		return errors.Join(err, c.kill())
+	}
+	return nil
+}
+
+// afterVMLost gives the reason for a VM's end where it is known.
+func (c *Container) afterVMLost(err error) error {
+	if !errors.Is(err, ErrVMLost) {
+		return err
+	}
+	return fmt.Errorf("%w%s", err, consoleTail(c.dir))
+}
+
+// Signal sends a signal to the container init, or with all to every process of
+// the container. The error matches ErrNotRunning for a stopped container, except
+// that all there is no error: callers use it to make sure.
+func (c *Container) Signal(signal int, all bool) error {
+	if c.Status() == specs.StateStopped {
+		if all {
+			return nil
+		}
+		return ErrNotRunning
+	}
+	conn, _, err := dialControl(c.dir, controlRequest{Op: controlSignal, Signal: signal, All: all})
+	if err == nil {
+		return conn.Close()
+	}
+	if signal == int(unix.SIGKILL) && c.Status() != specs.StateStopped && !errors.Is(err, ErrNotRunning) {
+		return c.kill() // a monitor that cannot pass it on can still be ended
+	}
+	return err
+}
+
+// kill ends the monitor and with it the VM, and waits for its end.
+func (c *Container) kill() error {
+	fd, err := unix.PidfdOpen(c.Pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pidfd_open %d: %w", c.Pid, err)
+	}
+	defer unix.Close(fd)
+	if !alive(c.Pid, c.PidStart) { // the pid was another process's when the pidfd was opened
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill the monitor: %w", err)
+	}
+	return waitPidfd(fd, deleteTimeout)
+}
+
+// deleteTimeout bounds the wait for a killed monitor, as runc's does.
+const deleteTimeout = 10 * time.Second
+
+// waitPidfd waits until the process behind a pidfd has ended.
+func waitPidfd(fd int, timeout time.Duration) error {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	deadline := time.Now().Add(timeout)
+	for {
+		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for the monitor: %w", err)
+		case n == 0:
+			return fmt.Errorf("the monitor has not ended within %s", timeout)
+		default:
+			return nil
+		}
+	}
+}
+
+// Delete removes a stopped or created container: cgroup, state and what is left
+// of its network. With force it ends a running one first. Poststop hooks run at
+// the end; their failure is a warning.
+func (c *Container) Delete(force bool) error {
+	unlock, err := lock(c.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	switch status := c.Status(); status {
+	case specs.StateStopped:
+	case specs.StateCreated:
+		err = c.kill()
+	default:
+		if !force {
+			return fmt.Errorf("cannot delete container %s that is not stopped: %s", c.ID, status)
+		}
+		err = c.kill()
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.destroyCgroup(); err != nil {
+		return err
+	}
+	if c.NetNS != "" {
+		if err := restoreNetwork(c.NetNS); err != nil {
+			c.rt.Log.Warn("network namespace", "id", c.ID, "path", c.NetNS, "error", err)
+		}
+	}
+	if err := os.RemoveAll(c.dir); err != nil {
+		return err
+	}
+	if err := runHooks("poststop", hooksOf(c.Spec).Poststop, c.ociState(specs.StateStopped)); err != nil {
+		c.rt.Log.Warn(err.Error(), "id", c.ID)
+	}
+	return nil
+}
+
+func (c *Container) destroyCgroup() error {
+	if c.Cgroup == nil {
+		return nil
+	}
+	cg, err := hostcgroup.Load(*c.Cgroup)
+	if err != nil {
+		return cgroupError(err)
+	}
+	if err := cg.Destroy(); err != nil {
+		return cgroupError(err)
+	}
+	return nil
+}
+
+// DeleteRemains removes what a create that was killed left of id. It is for
+// delete --force, which must not fail where nothing can be loaded.
+func (r *Runtime) DeleteRemains(id string) error {
+	dir, err := stateDir(r.Root, id)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(filepath.Join(dir, lockFile)); err != nil {
+		return nil // nothing, or not ours
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := readState(dir, stateFile); err == nil {
+		return nil // it has come to life after all
+	}
+	if state, err := readState(dir, birthFile); err == nil {
+		c := &Container{State: *state, dir: dir, rt: r}
+		if err := errors.Join(c.kill(), c.destroyCgroup()); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// HostPids lists the host's processes of the container: the monitor, virtiofsd
+// and QEMU.
+func (c *Container) HostPids() ([]int, error) {
+	if c.Status() == specs.StateStopped {
+		return nil, ErrNotRunning
+	}
+	cg, err := hostcgroup.Load(*c.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	return cg.Pids()
+}
+
+// GuestPids lists the processes of the container by their pids in it.
+func (c *Container) GuestPids() ([]int, error) {
+	conn, rep, err := dialControl(c.dir, controlRequest{Op: controlProcesses})
+	if err != nil {
+		return nil, err
+	}
+	return rep.Pids, conn.Close()
+}
+
+// commandError is a guest's complaint about the command of an exec.
+func commandError(err error) error {
+	var ge *guestproto.Error
+	if errors.As(err, &ge) && ge.Code == guestproto.CodeCommand {
+		return fmt.Errorf("exec failed: unable to start container process: %w", err)
+	}
+	return err
+}

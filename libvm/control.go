@@ -1,0 +1,221 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"boxlite/internal/guestproto"
+)
+
+// The control socket is how boxlite's commands reach a container's monitor. A
+// connection carries one request; frames are those of guestproto.
+//
+//	command                                monitor
+//	 |-- one byte, with stdio descriptors ->|   the byte says how many there are
+//	 |-- controlRequest ------------------->|
+//	 |<------------------ controlReply -----|
+//
+// For an exec the connection stays open as long as the process lives:
+//
+//	 |-- execMessage (signal, resize) ----->|   any number
+//	 |<------------------ execExit ---------|   then both sides close
+//
+// The command's end closing early kills the exec process.
+
+type controlOp string
+
+const (
+	controlStart     controlOp = "start"
+	controlSignal    controlOp = "signal"
+	controlExec      controlOp = "exec"
+	controlProcesses controlOp = "processes"
+)
+
+type controlRequest struct {
+	Op     controlOp   `json:"op"`
+	Signal int         `json:"signal,omitempty"`
+	All    bool        `json:"all,omitempty"`
+	Exec   *execParams `json:"exec,omitempty"`
+}
+
+type execParams struct {
+	Process *specs.Process `json:"process"`
+	Cgroup  string         `json:"cgroup,omitempty"`
+}
+
+type controlReply struct {
+	Error *controlError `json:"error,omitempty"`
+	// Pids are the answer to controlProcesses: pids inside the guest.
+	Pids []int `json:"pids,omitempty"`
+}
+
+// controlError keeps which sentinel an error matched across the socket.
+type controlError struct {
+	Message string          `json:"message"`
+	Code    guestproto.Code `json:"code,omitempty"`
+	Kind    string          `json:"kind,omitempty"`
+}
+
+type execMessage struct {
+	Signal int     `json:"signal,omitempty"`
+	Resize *[2]int `json:"resize,omitempty"` // width, height
+}
+
+type execExit struct {
+	Status ExitStatus `json:"status"`
+}
+
+// sentinelKinds are the errors whose identity crosses the control socket.
+var sentinelKinds = map[string]error{
+	"not-running": ErrNotRunning,
+	"running":     ErrRunning,
+	"vm-lost":     ErrVMLost,
+}
+
+func toControlError(err error) *controlError {
+	if err == nil {
+		return nil
+	}
+	ce := &controlError{Message: err.Error()}
+	for kind, sentinel := range sentinelKinds {
+		if errors.Is(err, sentinel) {
+			ce.Kind = kind
+		}
+	}
+	var ge *guestproto.Error
+	if errors.As(err, &ge) {
+		ce.Code = ge.Code
+	}
+	return ce
+}
+
+func (ce *controlError) err() error {
+	if ce == nil {
+		return nil
+	}
+	if sentinel, ok := sentinelKinds[ce.Kind]; ok {
+		return sentinelError{ce.Message, sentinel}
+	}
+	if ce.Code != "" {
+		return &guestproto.Error{Code: ce.Code, Message: ce.Message}
+	}
+	return errors.New(ce.Message)
+}
+
+// sentinelError has the text of the far side and matches the sentinel.
+type sentinelError struct {
+	text     string
+	sentinel error
+}
+
+func (e sentinelError) Error() string { return e.text }
+func (e sentinelError) Unwrap() error { return e.sentinel }
+
+// listenControl makes the control socket in a state dir. The path goes through
+// an open directory, because a socket's own path may be at most 107 bytes long
+// and docker's state roots leave no room for a name.
+func listenControl(dir *os.File) (*net.UnixListener, error) {
+	path := viaFD(dir, socketFile)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // the path means nothing any more once the root has changed; delete removes it
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func viaFD(dir *os.File, name string) string {
+	return filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), name)
+}
+
+// dialControl connects to the monitor of the container whose state lies in dir
+// and makes the request; stdio is passed along. The connection is open if and
+// only if the error is nil.
+func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.UnixConn, reply controlReply, err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, reply, err
+	}
+	defer d.Close()
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: viaFD(d, socketFile), Net: "unix"})
+	if err != nil {
+		return nil, reply, fmt.Errorf("%w (its monitor does not answer: %s)", ErrNotRunning, quiet(err.Error()))
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, conn.Close())
+		}
+	}()
+	var fds []int
+	for _, f := range stdio {
+		fds = append(fds, int(f.Fd()))
+	}
+	if _, _, err := conn.WriteMsgUnix([]byte{byte(len(fds))}, unix.UnixRights(fds...), nil); err != nil {
+		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
+	}
+	if err := guestproto.WriteFrame(conn, req); err != nil {
+		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
+	}
+	if err := guestproto.ReadFrame(conn, guestproto.MaxReply, &reply); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+			return conn, reply, fmt.Errorf("%s: %w", req.Op, ErrVMLost)
+		}
+		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
+	}
+	return conn, reply, reply.Error.err()
+}
+
+// receiveRequest is the monitor's side of dialControl. The caller owns the
+// files, also when there is an error.
+func receiveRequest(conn *net.UnixConn) (req controlRequest, files []*os.File, err error) {
+	oob := make([]byte, unix.CmsgSpace(4*4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(make([]byte, 1), oob)
+	if err != nil || n != 1 {
+		return req, nil, errors.Join(err, io.ErrUnexpectedEOF)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return req, nil, err
+	}
+	for _, m := range msgs {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return req, files, err
+		}
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), "stdio"))
+		}
+	}
+	err = guestproto.ReadFrame(conn, guestproto.MaxRequest, &req)
+	return req, files, err
+}
+
+func (r controlReply) send(conn io.Writer) error { return guestproto.WriteFrame(conn, r) }
+
+// ExitStatus is how a process in the guest ended: Signal is zero, or the signal
+// that killed it, and then Code does not count.
+type ExitStatus struct {
+	Code   int `json:"code"`
+	Signal int `json:"signal,omitempty"`
+}
+
+// Shell is the status in the form a shell gives it: the code, or 128 and the
+// signal's number.
+func (s ExitStatus) Shell() int {
+	if s.Signal != 0 {
+		return 128 + s.Signal
+	}
+	return s.Code
+}

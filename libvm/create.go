@@ -1,0 +1,356 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/accel"
+	"boxlite/libvm/hostcgroup"
+	"boxlite/libvm/parts"
+)
+
+// CreateOptions are what a caller of create says beside the id.
+type CreateOptions struct {
+	// Bundle is the absolute path of the directory with config.json.
+	Bundle string
+	// PidFile, if not empty, receives the monitor's pid as its last act.
+	PidFile string
+	// ConsoleSocket is the socket that a terminal's master goes to; it must be
+	// set if and only if config.json asks for a terminal.
+	ConsoleSocket string
+	// Stdio is what the container's process has for stdin, stdout and stderr.
+	// Nil files are /dev/null.
+	Stdio Stdio
+}
+
+// Create makes a container up to the point before the exec of its process: its
+// VM runs, and everything that can be wrong with it has been found. The caller
+// calls Start or Delete next. A failed Create leaves nothing behind.
+func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error) {
+	spec, err := LoadSpec(opts.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	rootfs, err := rootfsOf(spec, opts.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	terminal := spec.Process != nil && spec.Process.Terminal
+	if terminal != (opts.ConsoleSocket != "") {
+		if terminal {
+			return nil, errors.New("cannot allocate tty if runc will detach without setting console socket")
+		}
+		return nil, errors.New("cannot use console socket if runc will not detach or allocate tty")
+	}
+	facts, err := hostFacts(spec, opts.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := Rewrite(spec, rootfs, facts, r.Overrides)
+	if err != nil {
+		return nil, err
+	}
+	found, err := parts.Find(r.Parts)
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := found.Kernel(plan.Shape.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	acc, accelReason, err := accel.Resolve(r.Accel)
+	if err != nil {
+		return nil, err
+	}
+	r.Log.Debug("decided", "id", id, "kernel", plan.Shape.Kernel, "because", plan.Shape.KernelReason, "privileged", plan.Shape.Privileged,
+		"accel", acc, "accelBecause", accelReason, "memoryMiB", plan.Shape.MemoryMiB, "vcpus", plan.Shape.VCPUs)
+	dir, unlock, err := r.makeStateDir(id)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	netns, hasNet := networkNamespace(spec)
+	c := &Container{dir: dir, rt: r, State: State{
+		OCIVersion: spec.Version, ID: id, Bundle: opts.Bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(), Spec: spec,
+		Kernel: string(plan.Shape.Kernel), KernelReason: plan.Shape.KernelReason, Accel: acc.String(), Privileged: plan.Shape.Privileged,
+		MemoryMiB: plan.Shape.MemoryMiB, VCPUs: plan.Shape.VCPUs, NetNS: netns.Path,
+	}}
+	b := &birth{c: c, plan: plan, opts: opts}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.undo())
+		}
+	}()
+	b.cfg = monitorConfig{
+		ID: id, StateDir: dir, Plan: plan, Parts: found, Kernel: kernel, Accel: acc, Debug: r.Debug,
+		ConsoleSocket: opts.ConsoleSocket, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
+		Hooks: hooksOf(spec).CreateContainer,
+	}
+	if spec.Process != nil {
+		b.cfg.SelinuxLabel, b.cfg.OOMScoreAdj = spec.Process.SelinuxLabel, spec.Process.OOMScoreAdj
+	}
+	if spec.Linux != nil {
+		b.cfg.MountLabel = spec.Linux.MountLabel
+	}
+	if err := b.run(); err != nil {
+		return nil, err
+	}
+	// Only now: podman reads a failed create's log as one single message.
+	for _, w := range plan.Warnings {
+		r.Log.Warn(w, "id", id)
+	}
+	c.monitor = b.monitor
+	return c, nil
+}
+
+// rootfsOf is the absolute path of root.path, which must be a directory.
+func rootfsOf(spec *specs.Spec, bundle string) (string, error) {
+	rootfs := spec.Root.Path
+	if !filepath.IsAbs(rootfs) {
+		rootfs = filepath.Join(bundle, rootfs)
+	}
+	rootfs, err := filepath.EvalSymlinks(rootfs)
+	if err != nil {
+		return "", fmt.Errorf("rootfs: %w", err)
+	}
+	st, err := os.Stat(rootfs)
+	if err != nil {
+		return "", fmt.Errorf("rootfs: %w", err)
+	}
+	if !st.IsDir() {
+		return "", fmt.Errorf("rootfs: %s is not a directory", rootfs)
+	}
+	return rootfs, nil
+}
+
+// birth is a container being made: what there is to undo if it fails.
+type birth struct {
+	c       *Container
+	plan    *Plan
+	opts    CreateOptions
+	cfg     monitorConfig
+	cgroup  *hostcgroup.Cgroup
+	monitor *exec.Cmd
+	sync    *net.UnixConn
+}
+
+// run is the creator's side of the sequence drawn at RunMonitor.
+func (b *birth) run() error {
+	spec := b.c.Spec
+	if err := b.startMonitor(); err != nil {
+		return err
+	}
+	pid := b.monitor.Process.Pid
+	st, err := statProcess(pid)
+	if err != nil {
+		return partError("look at the monitor", err)
+	}
+	b.c.Pid, b.c.PidStart = pid, st.start
+	if err := b.enterCgroup(); err != nil {
+		return err
+	}
+	b.cfg.State = b.c.ociState(specs.StateCreated)
+	if err := guestproto.WriteFrame(b.sync, b.cfg); err != nil {
+		return partError("configure the monitor", err)
+	}
+	hooks := hooksOf(spec)
+	//lint:ignore SA1019 deprecated in the spec, but what docker uses
+	if err := runHooks("prestart", hooks.Prestart, b.cfg.State); err != nil {
+		return err
+	}
+	if err := runHooks("createRuntime", hooks.CreateRuntime, b.cfg.State); err != nil {
+		return err
+	}
+	// A failure of this write shows as the end of the monitor in the next read,
+	// which has its reason.
+	_ = guestproto.WriteFrame(b.sync, monitorEvent{Event: eventHooksDone})
+	if err := b.awaitReady(); err != nil {
+		return err
+	}
+	if err := writeState(b.c.dir, stateFile, &b.c.State); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(b.c.dir, birthFile)); err != nil {
+		return err
+	}
+	if b.opts.PidFile != "" {
+		if err := replaceFile(b.opts.PidFile, []byte(strconv.Itoa(pid)), 0o644); err != nil {
+			return fmt.Errorf("pid file: %w", err)
+		}
+	}
+	if err := guestproto.WriteFrame(b.sync, monitorEvent{Event: eventCommitted}); err != nil {
+		return partError("the monitor has ended", err)
+	}
+	return b.sync.Close()
+}
+
+// startMonitor starts the monitor, which waits for its configuration.
+func (b *birth) startMonitor() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return partError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "monitor"), os.NewFile(uintptr(pair[1]), "create")
+	conn, err := net.FileConn(ours)
+	if err := errors.Join(err, ours.Close()); err != nil {
+		return errors.Join(err, theirs.Close())
+	}
+	b.sync = conn.(*net.UnixConn)
+	cmd := exec.Command("/proc/self/exe", b.c.rt.selfArgs("monitor", b.c.ID)...)
+	cmd.Args[0] = "boxlite"
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(b.opts.Stdio.Stdin), file(b.opts.Stdio.Stdout), file(b.opts.Stdio.Stderr)
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	fresh, join := hostNamespaces(b.c.Spec)
+	if err := startIn(cmd, fresh, join); err != nil {
+		return errors.Join(err, theirs.Close())
+	}
+	b.monitor = cmd
+	return theirs.Close()
+}
+
+// file keeps a nil *os.File from becoming a reader that is not nil.
+func file(f *os.File) interface {
+	io.Reader
+	io.Writer
+} {
+	if f == nil {
+		return nil
+	}
+	return f
+}
+
+// enterCgroup puts the monitor into the container's cgroup before it has any
+// child.
+func (b *birth) enterCgroup() error {
+	cg, err := hostcgroup.New(hostcgroup.Config{
+		Path: cgroupsPath(b.c.Spec), ID: b.c.ID, Systemd: b.c.rt.SystemdCgroup, Rootless: os.Geteuid() != 0,
+	})
+	if err != nil {
+		return cgroupError(err)
+	}
+	b.cgroup = cg
+	if err := b.record(); err != nil {
+		return err
+	}
+	if err := cg.Apply(b.monitor.Process.Pid); err != nil {
+		return cgroupError(err)
+	}
+	if err := cg.Set(resourcesOf(b.c.Spec), overhead(b.plan.Shape)); err != nil {
+		return cgroupError(err)
+	}
+	return b.record()
+}
+
+// record notes what there is so far, for a delete --force after a create that
+// was killed.
+func (b *birth) record() error {
+	state := b.cgroup.State()
+	b.c.Cgroup = &state
+	return writeState(b.c.dir, birthFile, &b.c.State)
+}
+
+// cgroupError keeps the file's name, which partError would lose.
+func cgroupError(err error) error { return errors.New("cgroup: " + quiet(err.Error())) }
+
+func cgroupsPath(spec *specs.Spec) string {
+	if spec.Linux == nil {
+		return ""
+	}
+	return spec.Linux.CgroupsPath
+}
+
+func resourcesOf(spec *specs.Spec) *specs.LinuxResources {
+	if spec.Linux == nil {
+		return nil
+	}
+	return spec.Linux.Resources
+}
+
+// What QEMU, virtiofsd and the monitor need beside the guest's memory and the
+// container's processes: measured at rest 64 MiB and 30 threads, and room for
+// the host's page cache and QEMU's I/O threads under load.
+const (
+	overheadMiB  = 256
+	overheadPids = 256
+)
+
+// overhead is what the VM adds to the container's limits on the host. The guest
+// holds the container to the exact ones.
+func overhead(s Shape) hostcgroup.Overhead {
+	return hostcgroup.Overhead{MemoryBytes: int64(guestRoomMiB+overheadMiB) << 20, Pids: overheadPids}
+}
+
+// awaitReady reads the monitor's answer. A monitor that ends without one died
+// of something it could not report.
+func (b *birth) awaitReady() error {
+	var ev monitorEvent
+	if err := guestproto.ReadFrame(b.sync, guestproto.MaxReply, &ev); err != nil {
+		return fmt.Errorf("the monitor ended before the container was ready%s", consoleTail(b.c.dir))
+	}
+	if ev.Event == eventReady {
+		return nil
+	}
+	err := ev.Error.err()
+	if errors.Is(err, ErrVMLost) {
+		return fmt.Errorf("%w%s", err, consoleTail(b.c.dir))
+	}
+	var ge *guestproto.Error
+	if errors.As(err, &ge) && ge.Code == guestproto.CodeCommand {
+		return fmt.Errorf("runc create failed: unable to start container process: %w", err)
+	}
+	return err
+}
+
+// consoleTail quotes from the guest's console for an error: a panic's reason, or
+// else the last line.
+func consoleTail(dir string) string {
+	raw, err := os.ReadFile(filepath.Join(dir, consoleLog))
+	if err != nil {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+	said := lines[len(lines)-1]
+	for _, line := range lines {
+		if strings.Contains(line, "Kernel panic") {
+			said = line
+		}
+	}
+	if said = strings.TrimSpace(said); said == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (guest console: %q)", quiet(said))
+}
+
+// undo takes back whatever there is of a container that could not be made.
+func (b *birth) undo() error {
+	var errs []error
+	if b.sync != nil {
+		_ = b.sync.Close() // tells the monitor; it may be closed already
+	}
+	if b.monitor != nil {
+		_ = b.monitor.Process.Kill()
+		_ = b.monitor.Wait() // how it ended is known from what brought us here
+	}
+	if b.cgroup != nil {
+		errs = append(errs, b.cgroup.Destroy())
+	}
+	errs = append(errs, os.RemoveAll(b.c.dir))
+	if err := runHooks("poststop", hooksOf(b.c.Spec).Poststop, b.c.ociState(specs.StateStopped)); err != nil {
+		b.c.rt.Log.Warn(err.Error(), "id", b.c.ID)
+	}
+	return errors.Join(errs...)
+}

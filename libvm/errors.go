@@ -1,0 +1,20 @@
+package libvm
+
+import "errors"
+
+// Sentinels of a container's life. Callers of runc match these texts
+// (containerd: "does not exist", "not running"; podman: "not running"), so they
+// are part of the command line's contract and pinned by tests.
+var (
+	ErrExist      = errors.New("container with given ID already exists")
+	ErrNotExist   = errors.New("container does not exist")
+	ErrNotRunning = errors.New("container not running")
+	ErrRunning    = errors.New("cannot start an already running container")
+	ErrStopped    = errors.New("cannot start a container that has stopped")
+	ErrInvalidID  = errors.New("invalid container id format")
+	ErrNotStopped = errors.New("container is not stopped")
+)
+
+// ErrVMLost is what a request gets when the VM or its monitor has gone while
+// the request was under way.
+var ErrVMLost = errors.New("the virtual machine has ended")

@@ -1,0 +1,242 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/hostcgroup"
+)
+
+// ExecOptions are what a caller of exec says.
+type ExecOptions struct {
+	// Process is the OCI process object to run.
+	Process *specs.Process
+	// Cgroup is a path below the container's cgroup; empty is that itself.
+	Cgroup string
+	// ConsoleSocket receives the master of a detached process's terminal.
+	ConsoleSocket string
+	// PidFile, if not empty, receives the pid of the process that stands for
+	// the exec on the host.
+	PidFile string
+	// Stdio is what the process has for stdin, stdout and stderr.
+	Stdio Stdio
+}
+
+// Exec runs a further process in the container with the calling process
+// standing for it: signals it receives go to the guest's process, and Exec
+// returns when that has ended. With a terminal, Stdio.Stdin must be one; it is
+// in raw mode meanwhile.
+func (c *Container) Exec(opts ExecOptions) (ExitStatus, error) {
+	if opts.PidFile != "" {
+		if err := replaceFile(opts.PidFile, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+			return ExitStatus{}, fmt.Errorf("pid file: %w", err)
+		}
+	}
+	stdio := opts.Stdio
+	if opts.Process.Terminal {
+		restore, err := rawTerminal(stdio.Stdin)
+		if err != nil {
+			return ExitStatus{}, err
+		}
+		defer restore()
+		stdio = Stdio{Stdin: stdio.Stdin, Stdout: stdio.Stdin}
+	}
+	signals := catchSignals()
+	x, err := startExec(c.dir, opts.Process, opts.Cgroup, stdio)
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	defer x.conn.Close()
+	return x.wait(signals)
+}
+
+// ExecDetached is Exec with a process of its own standing for the guest's. It
+// returns when the guest has executed the process.
+func (c *Container) ExecDetached(opts ExecOptions) error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return partError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "exec process"), os.NewFile(uintptr(pair[1]), "exec")
+	defer ours.Close()
+	cmd := exec.Command("/proc/self/exe", c.rt.selfArgs("exec-process", c.ID)...)
+	cmd.Args[0] = "boxlite"
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(opts.Stdio.Stdin), file(opts.Stdio.Stdout), file(opts.Stdio.Stderr)
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = startIn(cmd, 0, namespacesOf(c.Pid))
+	if err := errors.Join(err, theirs.Close()); err != nil {
+		return err
+	}
+	if err := c.commitExec(ours, cmd.Process.Pid, opts); err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return err
+	}
+	return nil
+}
+
+// execConfig is what ExecDetached tells the process that it has started.
+type execConfig struct {
+	StateDir      string         `json:"stateDir"`
+	Pid           int            `json:"pid"` // the monitor's
+	Process       *specs.Process `json:"process"`
+	Cgroup        string         `json:"cgroup,omitempty"`
+	ConsoleSocket string         `json:"consoleSocket,omitempty"`
+}
+
+func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
+	if c.Cgroup != nil {
+		cg, err := hostcgroup.Load(*c.Cgroup)
+		if err != nil {
+			return cgroupError(err)
+		}
+		if err := cg.Apply(pid); err != nil {
+			return cgroupError(err)
+		}
+	}
+	cfg := execConfig{StateDir: c.dir, Pid: c.Pid, Process: opts.Process, Cgroup: opts.Cgroup, ConsoleSocket: opts.ConsoleSocket}
+	if err := guestproto.WriteFrame(sync, cfg); err != nil {
+		return partError("configure the exec process", err)
+	}
+	var ev monitorEvent
+	if err := guestproto.ReadFrame(sync, guestproto.MaxReply, &ev); err != nil {
+		return partError("the exec process has ended", err)
+	}
+	if ev.Event != eventReady {
+		return ev.Error.err()
+	}
+	if opts.PidFile != "" {
+		if err := replaceFile(opts.PidFile, []byte(strconv.Itoa(pid)), 0o644); err != nil {
+			return fmt.Errorf("pid file: %w", err)
+		}
+	}
+	return guestproto.WriteFrame(sync, monitorEvent{Event: eventCommitted})
+}
+
+// RunExec is the life of the process that ExecDetached starts. It must run on
+// the process's main thread, and returns the status to exit with.
+func RunExec(sync *net.UnixConn, log *slog.Logger) int {
+	signals := catchSignals()
+	x, err := beginExec(sync)
+	if err != nil {
+		_ = guestproto.WriteFrame(sync, monitorEvent{Event: eventFailed, Error: toControlError(err)}) // the caller may have gone
+		return 255
+	}
+	defer x.conn.Close()
+	var ev monitorEvent
+	if err := errors.Join(guestproto.WriteFrame(sync, monitorEvent{Event: eventReady}), guestproto.ReadFrame(sync, guestproto.MaxReply, &ev)); err != nil {
+		return 255 // nobody knows of the process: closing the connection ends it
+	}
+	_ = sync.Close()
+	status, err := x.wait(signals)
+	if err != nil {
+		log.Debug("exec process", "error", err)
+	}
+	return status.Shell()
+}
+
+// beginExec starts the guest's process for RunExec.
+func beginExec(sync *net.UnixConn) (*execSession, error) {
+	var cfg execConfig
+	if err := guestproto.ReadFrame(sync, guestproto.MaxRequest, &cfg); err != nil {
+		return nil, fmt.Errorf("exec process: read configuration: %w", err)
+	}
+	stdio := Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	if cfg.Process.Terminal {
+		slave, err := openConsole(cfg.ConsoleSocket, cfg.Process.ConsoleSize)
+		if err != nil {
+			return nil, err
+		}
+		stdio = Stdio{Stdin: slave, Stdout: slave}
+	}
+	mounts, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", cfg.Pid))
+	if err != nil {
+		return nil, ErrNotRunning
+	}
+	x, err := startExec(cfg.StateDir, cfg.Process, cfg.Cgroup, stdio)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(enterMounts(mounts), mounts.Close()); err != nil {
+		return nil, errors.Join(err, x.conn.Close())
+	}
+	return x, nil
+}
+
+// execSession is an exec's connection to the monitor.
+type execSession struct {
+	conn *net.UnixConn
+	tty  *os.File // nil without a terminal
+}
+
+// startExec asks the monitor of the container at dir to execute proc with
+// copies of stdio's descriptors. This process gives up its own, so that a reader
+// sees the end of the output when the guest's process has closed it.
+func startExec(dir string, proc *specs.Process, cgroup string, stdio Stdio) (*execSession, error) {
+	x := new(execSession)
+	files := []*os.File{stdio.Stdin, stdio.Stdout}
+	if proc.Terminal {
+		x.tty = stdio.Stdin
+	} else {
+		files = append(files, stdio.Stderr)
+	}
+	conn, _, err := dialControl(dir, controlRequest{Op: controlExec, Exec: &execParams{Process: proc, Cgroup: cgroup}}, files...)
+	if err != nil {
+		return nil, commandError(err)
+	}
+	x.conn = conn
+	if x.tty == nil {
+		closeAll(files)
+	} else {
+		x.resize() // errors show again with the next change of size
+	}
+	return x, nil
+}
+
+func (x *execSession) resize() {
+	if w, h, err := windowSize(x.tty); err == nil && w > 0 && h > 0 {
+		_ = guestproto.WriteFrame(x.conn, execMessage{Resize: &[2]int{int(w), int(h)}}) // an ended connection shows in wait
+	}
+}
+
+// wait forwards signals until the process has ended. A VM that ends first ends
+// the process too, as a kill does.
+func (x *execSession) wait(signals <-chan os.Signal) (ExitStatus, error) {
+	exit := make(chan execExit, 1)
+	failed := make(chan error, 1)
+	go func() {
+		var e execExit
+		if err := guestproto.ReadFrame(x.conn, guestproto.MaxReply, &e); err != nil {
+			failed <- err
+			return
+		}
+		exit <- e
+	}()
+	defer signal.Reset()
+	for {
+		select {
+		case e := <-exit:
+			return e.Status, nil
+		case <-failed:
+			return ExitStatus{Signal: int(unix.SIGKILL)}, ErrVMLost
+		case s := <-signals:
+			if s == unix.SIGWINCH && x.tty != nil {
+				x.resize()
+				continue
+			}
+			_ = guestproto.WriteFrame(x.conn, execMessage{Signal: int(s.(syscall.Signal))}) // an ended connection shows above
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/containerd/console"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Foreground makes the calling process stand for a container: it has the
+// container's terminal, if there is one, and passes its signals on.
+type Foreground struct {
+	socket   string // console socket given by the caller
+	dir      string // directory of our own console socket
+	listener *net.UnixListener
+
+	ctr     *Container
+	signals <-chan os.Signal
+	tty     *os.File
+	master  console.Console
+	restore func()
+	output  chan struct{} // closed when the terminal's output has been copied
+}
+
+// NewForeground prepares for a container with spec. Where that asks for a
+// terminal and the caller has given no console socket, the terminal will be
+// copied to the one of Attach.
+func NewForeground(spec *specs.Spec, consoleSocket string) (*Foreground, error) {
+	fg := &Foreground{socket: consoleSocket}
+	if spec.Process == nil || !spec.Process.Terminal || consoleSocket != "" {
+		return fg, nil
+	}
+	dir, err := os.MkdirTemp("", "boxlite-run-")
+	if err != nil {
+		return nil, err
+	}
+	fg.dir, fg.socket = dir, filepath.Join(dir, "console")
+	if fg.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: fg.socket, Net: "unix"}); err != nil {
+		return nil, errors.Join(err, fg.Close())
+	}
+	return fg, nil
+}
+
+// ConsoleSocket is what Create shall be given.
+func (fg *Foreground) ConsoleSocket() string { return fg.socket }
+
+// Attach takes over a created container: signals from now on are its own, and
+// tty, in raw mode, and out are its terminal.
+func (fg *Foreground) Attach(ctr *Container, tty, out *os.File) error {
+	fg.ctr = ctr
+	fg.signals = catchSignals()
+	if fg.listener == nil {
+		return nil
+	}
+	if err := fg.receiveMaster(); err != nil {
+		return err
+	}
+	restore, err := rawTerminal(tty)
+	if err != nil {
+		return err
+	}
+	fg.tty, fg.restore, fg.output = tty, restore, make(chan struct{})
+	fg.resize()
+	go func() { _, _ = io.Copy(fg.master, tty) }() // ends with the process
+	go func() {
+		_, _ = io.Copy(out, fg.master) // EIO is how a pty ends
+		close(fg.output)
+	}()
+	return nil
+}
+
+func (fg *Foreground) receiveMaster() error {
+	conn, err := fg.listener.AcceptUnix()
+	if err != nil {
+		return fmt.Errorf("console socket: %w", err)
+	}
+	defer conn.Close()
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 4096), oob)
+	if err != nil {
+		return fmt.Errorf("console socket: %w", err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 {
+		return errors.New("console socket: no descriptor received")
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil {
+		return fmt.Errorf("console socket: %w", err)
+	}
+	unix.CloseOnExec(fds[0])
+	fg.master, err = console.ConsoleFromFile(os.NewFile(uintptr(fds[0]), "console"))
+	return err
+}
+
+func (fg *Foreground) resize() {
+	if w, h, err := windowSize(fg.tty); err == nil {
+		_ = fg.master.Resize(console.WinSize{Width: w, Height: h}) // a container that has ended shows in Wait
+	}
+}
+
+// Wait passes signals on until the container has ended, and returns its status
+// in the form of a shell's.
+func (fg *Foreground) Wait() (int, error) {
+	type end struct {
+		status int
+		err    error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		status, err := fg.ctr.Wait()
+		ended <- end{status, err}
+	}()
+	for {
+		select {
+		case e := <-ended:
+			if fg.output != nil {
+				<-fg.output
+			}
+			return e.status, e.err
+		case s := <-fg.signals:
+			if s == unix.SIGWINCH && fg.master != nil {
+				fg.resize()
+				continue
+			}
+			_ = unix.Kill(fg.ctr.Pid, s.(syscall.Signal)) // our own child, not yet waited for; ESRCH cannot be
+		}
+	}
+}
+
+// Close gives the terminal back and removes what NewForeground made.
+func (fg *Foreground) Close() error {
+	if fg.restore != nil {
+		fg.restore()
+	}
+	if fg.dir == "" {
+		return nil
+	}
+	var err error
+	if fg.listener != nil {
+		err = fg.listener.Close()
+	}
+	return errors.Join(err, os.RemoveAll(fg.dir))
+}

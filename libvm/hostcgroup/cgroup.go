@@ -1,0 +1,209 @@
+// Package hostcgroup is the container's cgroup on the host: monitor, virtiofsd
+// and QEMU together in one leaf at linux.cgroupsPath, under config.json's
+// limits with room for what the VM itself takes. The exact limits are the
+// guest's business.
+//
+// Both cgroup versions and the hybrid of them work, made directly or by
+// systemd. Controllers and files that the host lacks are passed over or
+// refused as runc does, by the same library.
+package hostcgroup
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/userns"
+	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // lets the managers set device rules
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Config says where the cgroup is. It never changes once a container exists.
+type Config struct {
+	// Path is linux.cgroupsPath. Absolute: from the root of each hierarchy.
+	// Relative: under the caller's own cgroup (version 2: beside it). Empty:
+	// ID, as a relative path. With Systemd it is slice:prefix:name instead.
+	Path string `json:"path,omitempty"`
+	// ID is the container's.
+	ID string `json:"id"`
+	// Systemd has systemd make the cgroup.
+	Systemd bool `json:"systemd,omitempty"`
+	// Rootless tolerates cgroups that cannot be made, as long as no limits
+	// are asked for. It is implied in a user namespace.
+	Rootless bool `json:"rootless,omitempty"`
+}
+
+// Cgroup is one container's cgroup. Its methods are not for several goroutines
+// at a time.
+type Cgroup struct {
+	config  Config
+	manager cgroups.Manager
+	// foreign are the paths that were someone's before, and stay.
+	foreign map[string]bool
+	loaded  bool // by Load: it exists
+	limited bool // Set has run, the device rules stand
+}
+
+// State is what survives in the state file, for Load.
+type State struct {
+	Config Config `json:"config"`
+	// Paths are the directories by controller; version 2 has one, under "".
+	Paths map[string]string `json:"paths"`
+	// Foreign are those of Paths that Destroy leaves alone.
+	Foreign []string `json:"foreign,omitempty"`
+}
+
+// New reads c and the host's cgroup hierarchies. It makes nothing.
+func New(c Config) (*Cgroup, error) {
+	config, err := c.forManager()
+	if err != nil {
+		return nil, err
+	}
+	m, err := manager.New(config)
+	if err != nil {
+		return nil, err
+	}
+	return &Cgroup{config: c, manager: m, foreign: map[string]bool{}}, nil
+}
+
+// Load returns the cgroup of an earlier New, which may be gone by now.
+func Load(s State) (*Cgroup, error) {
+	config, err := s.Config.forManager()
+	if err != nil {
+		return nil, err
+	}
+	m, err := manager.NewWithPaths(config, maps.Clone(s.Paths))
+	if err != nil {
+		return nil, err
+	}
+	c := &Cgroup{config: s.Config, manager: m, foreign: map[string]bool{}, loaded: true, limited: true}
+	for _, path := range s.Foreign {
+		c.foreign[path] = true
+	}
+	return c, nil
+}
+
+// forManager is the library's form of c.
+func (c Config) forManager() (*cgroups.Cgroup, error) {
+	config := &cgroups.Cgroup{
+		Systemd:  c.Systemd,
+		Rootless: c.Rootless || userns.RunningInUserNS(),
+		// Until Set has run every device is open. Made by systemd without
+		// this, the cgroup would start with none; made directly with it,
+		// the devices hierarchy would be left out.
+		Resources: &cgroups.Resources{SkipDevices: c.Systemd},
+	}
+	switch {
+	case c.Systemd && c.Path == "":
+		config.ScopePrefix, config.Name = "boxlite", c.ID
+	case c.Systemd:
+		parts := strings.Split(c.Path, ":")
+		if len(parts) != 3 {
+			return nil, fmt.Errorf("cgroupsPath %q is not of the form slice:prefix:name, which systemd cgroups need", c.Path)
+		}
+		config.Parent, config.ScopePrefix, config.Name = parts[0], parts[1], parts[2]
+	case c.Path == "":
+		config.Name = c.ID
+	default:
+		config.Path = c.Path
+	}
+	return config, nil
+}
+
+// Apply makes the cgroup, the first time, and moves the process into it.
+func (c *Cgroup) Apply(pid int) error {
+	if c.loaded {
+		return ignoreRootless(c.manager.AddPid("", pid))
+	}
+	for _, path := range c.manager.GetPaths() {
+		// An empty one is what is left of a container of the same name.
+		if pids, err := cgroups.GetAllPids(path); err == nil && len(pids) > 0 {
+			c.foreign[path] = true
+		}
+	}
+	if err := ignoreRootless(c.manager.Apply(pid)); err != nil {
+		return err
+	}
+	c.loaded = true
+	return nil
+}
+
+// ignoreRootless passes over a controller that an ordinary user cannot have.
+// Limits that would need it make Set fail.
+func ignoreRootless(err error) error {
+	if errors.Is(err, cgroups.ErrRootless) {
+		return nil
+	}
+	return err
+}
+
+// Set writes the limits. What r leaves out stays as it is; nil leaves all. The
+// device rules are written the first time, and later if r has any.
+func (c *Cgroup) Set(r *specs.LinuxResources, extra Overhead) error {
+	resources, err := convert(r, extra)
+	if err != nil {
+		return err
+	}
+	resources.SkipDevices = c.limited && (r == nil || len(r.Devices) == 0)
+	if err := c.manager.Set(resources); err != nil {
+		return err
+	}
+	c.limited = true
+	return nil
+}
+
+// Pids lists the processes of the cgroup and of any below it. There are none
+// when it is gone.
+func (c *Cgroup) Pids() ([]int, error) {
+	if !c.manager.Exists() {
+		return nil, nil
+	}
+	return c.manager.GetAllPids()
+}
+
+// Freeze stops every process until Thaw.
+func (c *Cgroup) Freeze() error { return c.manager.Freeze(cgroups.Frozen) }
+
+// Thaw undoes Freeze. It is no error on a cgroup that is not frozen.
+func (c *Cgroup) Thaw() error { return c.manager.Freeze(cgroups.Thawed) }
+
+// destroyTimeout is how long processes that have been killed may take to leave.
+const destroyTimeout = 5 * time.Second
+
+// Destroy removes the cgroup, or what of it was not there with processes of
+// others before Apply. Processes in it have to be dead, or about to be. It can
+// be repeated.
+func (c *Cgroup) Destroy() error {
+	if c.config.Systemd {
+		return c.manager.Destroy() // the unit is ours, whatever it is made of
+	}
+	paths := maps.Clone(c.manager.GetPaths())
+	maps.DeleteFunc(paths, func(_, path string) bool { return c.foreign[path] })
+	deadline := time.Now().Add(destroyTimeout)
+	for {
+		// Retries for a while by itself, and takes off the list what is gone.
+		err := cgroups.RemovePaths(paths)
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("remove: %w", err)
+		}
+	}
+}
+
+// Paths are the cgroup's directories by controller; version 2 has one, under "".
+func (c *Cgroup) Paths() map[string]string { return maps.Clone(c.manager.GetPaths()) }
+
+// State is for Load.
+func (c *Cgroup) State() State {
+	s := State{Config: c.config, Paths: c.Paths()}
+	for path := range c.foreign {
+		s.Foreign = append(s.Foreign, path)
+	}
+	return s
+}

@@ -1,0 +1,142 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Options of Attach.
+type Options struct {
+	// DevDir is the directory below which net/tun is opened; nil is /dev.
+	DevDir *os.File
+	// ProcDir is a mounted procfs, needed for HostResolver only; nil is /proc.
+	ProcDir *os.File
+	// HostResolver keeps the namespace's own stack able to ask outside
+	// servers for the resolver that Docker runs in it, although the guest
+	// owns the link. See filters.
+	HostResolver bool
+}
+
+// Tap is one link's connection to the guest.
+type Tap struct {
+	// Name is the tap's own name in the namespace.
+	Name string
+	// File is for QEMU (-netdev tap,fd= or getfd). The tap disappears when
+	// the last duplicate of it is closed; this one is the caller's to close.
+	File *os.File
+}
+
+// Attach makes a tap in ns and exchanges the two links' incoming frames: what
+// arrives at the link called name leaves through the tap, and the other way
+// round. The namespace's stack no longer sees either, so that the guest, with
+// the link's MAC and addresses on its NIC, is the only one to answer there.
+//
+// Frames in File carry a struct virtio_net_hdr, so that partial checksums and
+// large segments cross as they are.
+//
+// veth, macvlan, bridges and the taps of user-mode stacks work like this, and
+// so does ipvlan in its L2 mode, whose links share their parent's MAC. An
+// ipvlan in the modes L3 and L3S has no ARP and delivers past the filters, and
+// is refused.
+func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
+	var tap *Tap
+	err := with(ns, func(h *netlink.Handle) error {
+		link, err := h.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if ipvlan, ok := link.(*netlink.IPVlan); ok && ipvlan.Mode != netlink.IPVLAN_MODE_L2 {
+			return errors.New("ipvlan in another mode than L2 cannot carry a VM")
+		}
+		if opts.HostResolver {
+			if err := setPortRange(opts.ProcDir); err != nil {
+				return err
+			}
+		}
+		if tap, err = openTap(opts.DevDir); err != nil {
+			return err
+		}
+		if err := wire(h, link, tap.Name, opts.HostResolver); err != nil {
+			return errors.Join(err, tap.File.Close(), unwire(h, link))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attach interface %s: %w", name, err)
+	}
+	return tap, nil
+}
+
+// Detach gives the link back to the namespace's stack. The tap itself goes with
+// its last descriptor. It can be repeated, and it is no error when the link
+// has gone.
+func Detach(ns *os.File, name string) error {
+	err := with(ns, func(h *netlink.Handle) error {
+		link, err := h.LinkByName(name)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return unwire(h, link)
+	})
+	if err != nil {
+		return fmt.Errorf("detach interface %s: %w", name, err)
+	}
+	return nil
+}
+
+// wire configures the tap, then the filters of both, and lets traffic through
+// last.
+func wire(h *netlink.Handle, link netlink.Link, tapName string, hostResolver bool) error {
+	tap, err := h.LinkByName(tapName)
+	if err != nil {
+		return err
+	}
+	if err := silence(h, tap); err != nil {
+		return fmt.Errorf("tap %s: %w", tapName, err)
+	}
+	if err := h.LinkSetMTU(tap, link.Attrs().MTU); err != nil {
+		return fmt.Errorf("MTU of tap %s: %w", tapName, err)
+	}
+	if err := addIngress(h, tap); err != nil {
+		return err
+	}
+	if err := addFilter(h, tap, redirect(link)); err != nil {
+		return err
+	}
+	if err := h.LinkSetUp(tap); err != nil {
+		return fmt.Errorf("bring tap %s up: %w", tapName, err)
+	}
+	if err := addIngress(h, link); err != nil {
+		return err
+	}
+	for _, f := range filters(tap, hostResolver) {
+		if err := addFilter(h, link, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// silence keeps the namespace's stack from saying anything through the tap of
+// its own accord: router solicitations, reports of multicast groups, ARP.
+func silence(h *netlink.Handle, tap netlink.Link) error {
+	const noAddress = 1 // IN6_ADDR_GEN_MODE_NONE
+	err := h.LinkSetIP6AddrGenMode(tap, noAddress)
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("address generation: %w", err) // those two: no IPv6 here
+	}
+	if err := h.LinkSetMulticastOff(tap); err != nil {
+		return fmt.Errorf("multicast: %w", err)
+	}
+	if err := h.LinkSetARPOff(tap); err != nil {
+		return fmt.Errorf("ARP: %w", err)
+	}
+	return nil
+}

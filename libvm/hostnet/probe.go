@@ -1,0 +1,26 @@
+package hostnet
+
+import "fmt"
+
+// Probe says whether this user can do on this machine what Attach does: it
+// tries it in a network namespace of its own and leaves nothing.
+func Probe() error {
+	ns, err := New()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	var link *Tap // any link will do, and a tap needs nothing more
+	if err := in(ns, func() (err error) {
+		link, err = openTap(nil)
+		return err
+	}); err != nil {
+		return named(err)
+	}
+	defer link.File.Close()
+	tap, err := Attach(ns, link.Name, Options{})
+	if err != nil {
+		return fmt.Errorf("traffic control (act_mirred, cls_u32, sch_ingress): %w", err)
+	}
+	return tap.File.Close()
+}

@@ -1,0 +1,436 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/selinux/go-selinux"
+	"golang.org/x/sys/unix"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/accel"
+	"boxlite/libvm/parts"
+)
+
+// exitVMLost is what a container's status is when its VM ended under it: QEMU
+// was killed, the guest's kernel crashed, or it stopped answering.
+const exitVMLost = 255
+
+// monitorConfig is what create tells the monitor. It crosses a socket pair, so
+// that nothing of it has to be in a file.
+type monitorConfig struct {
+	ID       string       `json:"id"`
+	StateDir string       `json:"stateDir"`
+	Plan     *Plan        `json:"plan"`
+	Parts    *parts.Parts `json:"parts"`
+	Kernel   string       `json:"kernel"` // path of the vmlinux
+	Accel    accel.Accel  `json:"accel"`
+	Debug    bool         `json:"debug"`
+
+	ConsoleSocket string `json:"consoleSocket,omitempty"`
+	// OwnNetNS says that the network namespace was made for the container.
+	OwnNetNS    bool `json:"ownNetNS"`
+	HostNetwork bool `json:"hostNetwork"`
+
+	SelinuxLabel string `json:"selinuxLabel,omitempty"`
+	MountLabel   string `json:"mountLabel,omitempty"`
+	OOMScoreAdj  *int   `json:"oomScoreAdj,omitempty"`
+	// Hooks are the createContainer hooks, which run in the container's
+	// namespaces, and State is what they read on stdin.
+	Hooks []specs.Hook `json:"hooks,omitempty"`
+	State specs.State  `json:"state"`
+}
+
+// monitorEvent is a message between create and the monitor, see RunMonitor.
+type monitorEvent struct {
+	Event string        `json:"event"`
+	Error *controlError `json:"error,omitempty"`
+}
+
+const (
+	eventHooksDone = "hooks-done" // create: prestart and createRuntime hooks have run
+	eventReady     = "ready"      // monitor: the container is held before its exec
+	eventFailed    = "failed"     // monitor: it could not be made
+	eventCommitted = "committed"  // create: state and pid file are written
+)
+
+// monitor owns a container's VM for as long as it lives.
+type monitor struct {
+	cfg   monitorConfig
+	log   *slog.Logger
+	vmm   *vmm
+	began time.Time // of the VM's start
+	guest *guest
+	net   *network
+
+	stdio Stdio
+	relay *relay
+	ended chan struct{}        // closed when the container init has ended,
+	end   guestproto.WaitReply // which happened like this
+	lost  <-chan struct{}
+
+	mu       sync.Mutex
+	started  bool
+	nextExec int
+	killed   bool // SIGKILL was asked for
+}
+
+// RunMonitor is the life of the monitor process, which create starts in the
+// container's namespaces, cgroup and session with the container's stdio:
+//
+//	create                                       monitor
+//	 |-- monitorConfig ---------------------------->|  mounts the share, starts virtiofsd and QEMU
+//	 |-- hooks-done ------------------------------->|  meanwhile the guest boots
+//	 |<----------------------- ready or failed -----|  the guest holds the container
+//	 |-- committed -------------------------------->|  from here on it lives by itself
+//
+// The connection closing before committed is the end of the container: nobody
+// would know of it. RunMonitor returns the status that the process shall exit
+// with, which is the container init's.
+func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
+	m := &monitor{log: log, ended: make(chan struct{})}
+	signals := catchSignals()
+	err := m.create(sync)
+	defer m.stop()
+	if err != nil {
+		m.log.Debug("create failed", "error", err)
+		_ = guestproto.WriteFrame(sync, monitorEvent{Event: eventFailed, Error: toControlError(err)}) // create may have gone
+		_ = sync.Close()
+		return 1
+	}
+	if err := m.commit(sync); err != nil {
+		m.log.Warn("create went away before the container was registered", "error", err)
+		return 1
+	}
+	go m.forward(signals)
+	return m.waitInit()
+}
+
+// create does everything up to the guest holding the container.
+func (m *monitor) create(sync *net.UnixConn) error {
+	if err := guestproto.ReadFrame(sync, guestproto.MaxRequest, &m.cfg); err != nil {
+		return fmt.Errorf("monitor: read configuration: %w", err)
+	}
+	cfg := &m.cfg
+	m.log = m.log.With("id", cfg.ID)
+	if err := m.prepareProcess(); err != nil {
+		return err
+	}
+	dir, err := os.Open(cfg.StateDir)
+	if err != nil {
+		return partError("open state dir", err)
+	}
+	listener, err := listenControl(dir)
+	if err != nil {
+		return err
+	}
+	if err := detachMounts(); err != nil {
+		return partError("mount namespace", err)
+	}
+	share := filepath.Join(cfg.StateDir, shareDir)
+	if err := mountShare(share, cfg.Plan.Binds, cfg.MountLabel); err != nil {
+		return err
+	}
+	console, err := os.OpenFile(filepath.Join(cfg.StateDir, consoleLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return partError("console log", err)
+	}
+	if m.net, err = openNetwork(cfg, m.log); err != nil {
+		return err
+	}
+	m.began = time.Now()
+	if m.vmm, err = startVMM(cfg.Parts, m.vmConfig(), share, filepath.Join(cfg.StateDir, rootDir), console, m.log); err != nil {
+		return err
+	}
+	m.lost = m.vmm.lost()
+	if m.guest, err = dialGuest(m.vmm.control); err != nil {
+		return err
+	}
+	if err := m.openStdio(); err != nil {
+		return err
+	}
+	if err := m.enter(sync, share); err != nil {
+		return err
+	}
+	if err := m.bootGuest(); err != nil {
+		return err
+	}
+	go m.serve(listener)
+	return nil
+}
+
+// enter waits for create's hooks, runs those that belong into the container's
+// namespaces and moves the monitor into the rootfs.
+func (m *monitor) enter(sync *net.UnixConn, share string) error {
+	mounts, err := detachedMounts(share, m.cfg.Plan.Binds, m.cfg.Plan.Guest.Mounts)
+	if err != nil {
+		return err
+	}
+	var ev monitorEvent
+	if err := guestproto.ReadFrame(sync, guestproto.MaxReply, &ev); err != nil || ev.Event != eventHooksDone {
+		return errors.Join(errors.New("create went away"), err)
+	}
+	if err := runHooks("createContainer", m.cfg.Hooks, m.cfg.State); err != nil {
+		return err
+	}
+	return enterRootfs(filepath.Join(share, rootfsName), mounts)
+}
+
+// prepareProcess gives the monitor, and so its children, what config.json asks
+// of the container's processes on the host.
+func (m *monitor) prepareProcess() error {
+	if adj := m.cfg.OOMScoreAdj; adj != nil {
+		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*adj)), 0); err != nil {
+			return partError(fmt.Sprintf("set oom_score_adj %d", *adj), err)
+		}
+	}
+	if m.cfg.SelinuxLabel != "" && selinux.GetEnabled() {
+		if err := selinux.SetExecLabel(m.cfg.SelinuxLabel); err != nil {
+			return fmt.Errorf("set SELinux label %s: %w", m.cfg.SelinuxLabel, err)
+		}
+	}
+	return nil
+}
+
+func (m *monitor) vmConfig() vmConfig {
+	return vmConfig{
+		accel:       m.cfg.Accel,
+		firmware:    m.cfg.Parts.Firmware,
+		kernel:      m.cfg.Kernel,
+		initramfs:   m.cfg.Parts.Initramfs,
+		memoryMiB:   m.cfg.Plan.Shape.MemoryMiB,
+		vcpus:       m.cfg.Plan.Shape.VCPUs,
+		debug:       m.cfg.Debug,
+		hostNetwork: m.cfg.HostNetwork,
+	}
+}
+
+// openStdio decides what the container init's stdio is on the host.
+func (m *monitor) openStdio() error {
+	proc := m.cfg.Plan.Guest.Process
+	if proc == nil || !proc.Terminal {
+		m.stdio = Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+		return nil
+	}
+	slave, err := openConsole(m.cfg.ConsoleSocket, proc.ConsoleSize)
+	if err != nil {
+		return err
+	}
+	m.stdio = Stdio{Stdin: slave, Stdout: slave}
+	return nil
+}
+
+// bootTimeout bounds the wait for a guest to come up. Under TCG many VMs may be
+// booting on few processors. Under KVM, where it takes a fraction of a second,
+// a guest that is not there after some seconds never will be; a KVM that is
+// itself emulated needs 5 to 10 (e2e/kvm).
+func bootTimeout(a accel.Accel) time.Duration {
+	if a == accel.KVM {
+		return 20 * time.Second
+	}
+	return 120 * time.Second
+}
+
+// bootGuest waits for the guest and has it build the container.
+func (m *monitor) bootGuest() error {
+	booted := make(chan error, 1)
+	go func() {
+		release, err := m.guest.hello(m.cfg.Debug, bootTimeout(m.cfg.Accel))
+		m.log.Debug("guest is up", "after", time.Since(m.began).Round(time.Millisecond), "kernel", release, "choice", m.cfg.Plan.Shape.KernelReason)
+		booted <- err
+	}()
+	select {
+	case err := <-booted:
+		if err != nil {
+			return m.bootError(err)
+		}
+	case <-m.lost:
+		return m.bootError(ErrVMLost)
+	}
+	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter}
+	if err := m.guest.call(guestproto.OpCreate, req, nil, bootTimeout(m.cfg.Accel)); err != nil {
+		return m.bootError(err)
+	}
+	if m.cfg.Plan.Guest.Process == nil {
+		return nil
+	}
+	var err error
+	if m.relay, err = startRelay(m.guest, guestproto.Init, m.stdio); err != nil {
+		return err
+	}
+	if m.cfg.Plan.Guest.Process.Terminal {
+		if err := m.guest.resize(guestproto.Init, m.stdio.Stdin); err != nil {
+			return err
+		}
+	}
+	go func() {
+		rep, err := m.guest.wait(guestproto.Init)
+		if err != nil {
+			m.log.Debug("wait for the container init", "error", err)
+			rep = guestproto.WaitReply{Code: exitVMLost}
+		}
+		m.end = rep
+		close(m.ended)
+	}()
+	return nil
+}
+
+// bootError adds what QEMU and virtiofsd said to a VM's end.
+func (m *monitor) bootError(err error) error {
+	if !errors.Is(err, ErrVMLost) && !strings.Contains(err.Error(), "no answer") {
+		return err
+	}
+	hint := ""
+	if m.cfg.Accel == accel.KVM && !errors.Is(err, ErrVMLost) {
+		hint = " (if no kernel runs under this machine's KVM: --accel tcg)"
+	}
+	return fmt.Errorf("start the VM (%s): %w%s%s%s", m.cfg.Accel, err, hint, m.vmm.qemu.lastWords(), m.vmm.virtiofsd.lastWords())
+}
+
+// commit tells create that all is ready and waits until it has told the world.
+func (m *monitor) commit(sync *net.UnixConn) error {
+	if err := guestproto.WriteFrame(sync, monitorEvent{Event: eventReady}); err != nil {
+		return err
+	}
+	var ev monitorEvent
+	if err := guestproto.ReadFrame(sync, guestproto.MaxReply, &ev); err != nil {
+		return err
+	}
+	return sync.Close()
+}
+
+// waitInit waits for the end of the container, has its output written out, and
+// returns its status.
+func (m *monitor) waitInit() int {
+	end := guestproto.WaitReply{Code: exitVMLost}
+	select {
+	case <-m.ended:
+		end = m.end
+	case <-m.lost:
+		select {
+		case <-m.ended: // both have: the container's own end counts
+			end = m.end
+		default:
+		}
+		m.log.Warn("the VM has ended under the container", "qemu", m.vmm.qemu.lastWords(), "virtiofsd", m.vmm.virtiofsd.lastWords())
+	}
+	if m.relay != nil {
+		m.relay.drain()
+	}
+	status := ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}
+	m.mu.Lock()
+	if m.killed && status.Code == exitVMLost {
+		status = ExitStatus{Signal: int(unix.SIGKILL)}
+	}
+	m.mu.Unlock()
+	m.log.Debug("the container has ended", "code", status.Code, "signal", status.Signal, "oom", end.OOMKilled)
+	return status.Shell()
+}
+
+// stop ends the VM. What the container wrote is in the host's files by then.
+func (m *monitor) stop() {
+	if m.vmm != nil {
+		m.vmm.kill()
+	}
+	if m.net != nil {
+		m.net.detach()
+	}
+}
+
+// catchSignals takes over every signal that can be caught, before the first
+// can arrive. SIGPIPE is caught to become an error of the write; SIGURG is the
+// Go runtime's own, SIGCHLD says nothing that Wait does not.
+func catchSignals() <-chan os.Signal {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	c := make(chan os.Signal, 64)
+	for n := syscall.Signal(1); n < 65; n++ {
+		switch n {
+		case unix.SIGKILL, unix.SIGSTOP, unix.SIGPIPE, unix.SIGURG, unix.SIGCHLD:
+		default:
+			signal.Notify(c, n)
+		}
+	}
+	return c
+}
+
+// forward hands signals that were sent to the monitor to the container init: its
+// pid is the one that callers have.
+func (m *monitor) forward(signals <-chan os.Signal) {
+	for s := range signals {
+		n := s.(syscall.Signal)
+		if n == unix.SIGWINCH && m.stdio.Stderr == nil && m.stdio.Stdin != nil {
+			if err := m.guest.resize(guestproto.Init, m.stdio.Stdin); err != nil {
+				m.log.Debug("resize", "error", err)
+			}
+			continue
+		}
+		if err := m.signal(int(n), false); err != nil {
+			m.log.Debug("forward signal", "signal", int(n), "error", err)
+		}
+	}
+}
+
+// killPatience is how long a SIGKILL may take in the guest before the VM itself
+// is ended.
+const killPatience = 3 * time.Second
+
+func (m *monitor) signal(n int, all bool) error {
+	if n == int(unix.SIGKILL) {
+		m.mu.Lock()
+		if !m.killed {
+			m.killed = true
+			time.AfterFunc(killPatience, m.endVM)
+		}
+		m.mu.Unlock()
+	}
+	err := m.guest.signal(guestproto.Init, n, all)
+	if n == int(unix.SIGKILL) && errors.Is(err, ErrVMLost) {
+		return nil
+	}
+	var ge *guestproto.Error
+	if errors.As(err, &ge) && ge.Code == guestproto.CodeNoProcess {
+		return fmt.Errorf("%w", ErrNotRunning)
+	}
+	return err
+}
+
+// endVM is for a guest that did not carry out a SIGKILL. A container that has
+// ended may still be writing its output, which takes what it takes.
+func (m *monitor) endVM() {
+	select {
+	case <-m.ended:
+	default:
+		m.log.Warn("the guest did not end on SIGKILL: ending the VM")
+		m.vmm.kill()
+	}
+}
+
+// start looks at the network namespace as it is now, gives the guest its
+// interfaces and lets the container init go.
+func (m *monitor) start() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.started {
+		return ErrRunning
+	}
+	wanted, err := m.net.plug(m.vmm.qmp, m.guest)
+	if err != nil {
+		return err
+	}
+	if err := m.guest.call(guestproto.OpStart, guestproto.StartRequest{Network: wanted}, nil, requestTimeout); err != nil {
+		return err
+	}
+	m.started = true
+	return nil
+}

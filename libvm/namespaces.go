@@ -1,0 +1,133 @@
+package libvm
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// cloneFlags are the namespace types of the runtime spec and the kernel's names
+// for them.
+var cloneFlags = map[specs.LinuxNamespaceType]uintptr{
+	specs.PIDNamespace:     unix.CLONE_NEWPID,
+	specs.NetworkNamespace: unix.CLONE_NEWNET,
+	specs.MountNamespace:   unix.CLONE_NEWNS,
+	specs.IPCNamespace:     unix.CLONE_NEWIPC,
+	specs.UTSNamespace:     unix.CLONE_NEWUTS,
+	specs.UserNamespace:    unix.CLONE_NEWUSER,
+	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	specs.TimeNamespace:    unix.CLONE_NEWTIME,
+}
+
+// networkNamespace returns the spec's network namespace, or ok=false for a
+// container that asked for the host's.
+func networkNamespace(spec *specs.Spec) (ns specs.LinuxNamespace, ok bool) {
+	if spec.Linux == nil {
+		return ns, false
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			return ns, true
+		}
+	}
+	return ns, false
+}
+
+// hostNamespaces sorts the spec's namespaces into those that the monitor gets
+// new and those it joins. User and time namespaces are made in the guest only:
+// on the host the monitor needs the files and devices of its caller.
+func hostNamespaces(spec *specs.Spec) (fresh uintptr, join []specs.LinuxNamespace) {
+	fresh = unix.CLONE_NEWNS // always: the share is mounted in it
+	if spec.Linux == nil {
+		return fresh, nil
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		switch ns.Type {
+		case specs.UserNamespace, specs.TimeNamespace, specs.MountNamespace:
+		default:
+			if ns.Path == "" {
+				fresh |= cloneFlags[ns.Type]
+			} else {
+				join = append(join, ns)
+			}
+		}
+	}
+	return fresh, join
+}
+
+// startIn starts cmd in fresh namespaces (clone flags) and in those to join. The
+// thread that joins them ends afterwards; cmd.Wait may be called from any other.
+func startIn(cmd *exec.Cmd, fresh uintptr, join []specs.LinuxNamespace) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Cloneflags = fresh
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: a thread in other namespaces is not given back
+		done <- func() error {
+			for _, ns := range join {
+				if err := joinNamespace(ns); err != nil {
+					return err
+				}
+			}
+			if err := cmd.Start(); err != nil {
+				return partError("start "+cmd.Args[1], err)
+			}
+			return nil
+		}()
+	}()
+	return <-done
+}
+
+// joinNamespace moves the calling thread (for pid: its children to come) into a
+// namespace. A path of another type is refused by the kernel.
+func joinNamespace(ns specs.LinuxNamespace) error {
+	f, err := os.Open(ns.Path)
+	if err != nil {
+		return fmt.Errorf("%s namespace: %w", ns.Type, err)
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), int(cloneFlags[ns.Type])); err != nil {
+		return fmt.Errorf("join %s namespace %s: %w", ns.Type, ns.Path, err)
+	}
+	return nil
+}
+
+// namespacesOf are the namespaces a container's monitor is in, to be joined by
+// an exec's process. The mount namespace is not among them: see enterMounts.
+func namespacesOf(pid int) []specs.LinuxNamespace {
+	files := []struct {
+		kind specs.LinuxNamespaceType
+		name string
+	}{
+		{specs.PIDNamespace, "pid"},
+		{specs.NetworkNamespace, "net"},
+		{specs.IPCNamespace, "ipc"},
+		{specs.UTSNamespace, "uts"},
+		{specs.CgroupNamespace, "cgroup"},
+	}
+	var join []specs.LinuxNamespace
+	for _, f := range files {
+		join = append(join, specs.LinuxNamespace{Type: f.kind, Path: fmt.Sprintf("/proc/%d/ns/%s", pid, f.name)})
+	}
+	return join
+}
+
+// enterMounts moves the process's main thread, which must be the calling one,
+// into the mount namespace behind fd. That thread is the one that /proc/PID/ns
+// speaks of; the Go runtime's others stay where they are.
+func enterMounts(ns *os.File) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("join mount namespace: %w", err)
+	}
+	return nil
+}

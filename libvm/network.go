@@ -1,0 +1,168 @@
+package libvm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/hostnet"
+	"boxlite/libvm/qmp"
+)
+
+// network is the container's network as the monitor, which lives in the
+// container's network namespace, carries it into the VM.
+type network struct {
+	log   *slog.Logger
+	dev   *os.File // the host's /dev, for /dev/net/tun after the root has changed
+	host  bool     // the container asked for the host's network
+	links []string // the interfaces that have been connected
+}
+
+// QEMU's user-mode network, for a container that asked for the host's network:
+// a VM cannot have the host's interfaces, but it can reach what they reach. The
+// addresses are QEMU's defaults (qemu(1), -netdev user).
+const hostNetworkMAC = "52:54:00:12:34:56"
+
+var hostNetwork = guestproto.Network{
+	Interfaces: []guestproto.Interface{{Name: "eth0", MAC: hostNetworkMAC, MTU: 1500, Addresses: []string{"10.0.2.15/24"}}},
+	Routes:     []guestproto.Route{{Interface: "eth0", Gateway: "10.0.2.2", Family: 4}},
+}
+
+// openNetwork must be called before the monitor leaves the host's file systems.
+func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
+	n := &network{log: log, host: cfg.HostNetwork}
+	if n.host {
+		return n, nil
+	}
+	if cfg.OwnNetNS {
+		if err := hostnet.Loopback(nil); err != nil {
+			return nil, fmt.Errorf("network namespace: %w", err)
+		}
+	}
+	var err error
+	if n.dev, err = os.Open("/dev"); err != nil {
+		return nil, partError("open /dev", err)
+	}
+	return n, nil
+}
+
+// plug makes a NIC of the VM for every interface that the namespace has now and
+// returns what the guest shall make of them.
+func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
+	if n.host {
+		return &hostNetwork, nil
+	}
+	wanted, err := hostnet.Scan(nil)
+	if err != nil {
+		return nil, fmt.Errorf("read the network namespace: %w", err)
+	}
+	if len(wanted.Interfaces) > maxInterfaces {
+		return nil, fmt.Errorf("%d network interfaces: a VM takes at most %d", len(wanted.Interfaces), maxInterfaces)
+	}
+	wanted.DNSRelay = usesDockerResolver()
+	// The guest looks at the device when function 0 arrives: that comes last.
+	for i, iface := range slices.Backward(wanted.Interfaces) {
+		if err := n.plugOne(q, i, iface, wanted.DNSRelay); err != nil {
+			return nil, fmt.Errorf("interface %s: %w", iface.Name, err)
+		}
+	}
+	if wanted.DNSRelay {
+		stream, err := g.open(guestproto.OpDNS, nil, nil, requestTimeout)
+		if err != nil {
+			return nil, err
+		}
+		go func() {
+			err := hostnet.ServeDNS(context.Background(), nil, stream) // ends with the VM
+			n.log.Debug("DNS relay has ended", "error", err)
+		}()
+	}
+	return &wanted, nil
+}
+
+// plugOne connects an interface through a tap to a NIC, which becomes the i-th
+// function of the device in the network's root port.
+func (n *network) plugOne(q *qmp.Client, i int, iface guestproto.Interface, resolver bool) error {
+	tap, err := hostnet.Attach(nil, iface.Name, hostnet.Options{DevDir: n.dev, HostResolver: resolver})
+	if err != nil {
+		return err
+	}
+	n.links = append(n.links, iface.Name)
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	name := fmt.Sprintf("net%d", i)
+	if err := q.ExecuteWithFile(ctx, "getfd", map[string]any{"fdname": name}, nil, tap.File); err != nil {
+		return err
+	}
+	if err := tap.File.Close(); err != nil { // QEMU has its own now
+		return err
+	}
+	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "tap", "id": name, "fd": name}, nil); err != nil {
+		return err
+	}
+	device := map[string]any{
+		"driver": "virtio-net-pci", "id": "nic" + name, "netdev": name, "bus": portID(networkPort),
+		"addr": fmt.Sprintf("0.%d", i), "multifunction": true, "mac": iface.MAC, "disable-legacy": "on", "romfile": "",
+	}
+	if iface.MTU >= minHostMTU {
+		device["host_mtu"] = iface.MTU
+	}
+	return q.Execute(ctx, "device_add", device, nil)
+}
+
+// minHostMTU is the least that virtio-net's MTU field may say (virtio 1.1,
+// section 5.1.3).
+const minHostMTU = 68
+
+// detach gives the namespace back as it was. The taps go with QEMU.
+func (n *network) detach() {
+	for _, link := range n.links {
+		if err := hostnet.Detach(nil, link); err != nil {
+			n.log.Debug("detach", "interface", link, "error", err) // docker has taken it out already
+		}
+	}
+}
+
+// restoreNetwork does the same for a namespace that a monitor which was killed
+// has left behind.
+func restoreNetwork(path string) error {
+	ns, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	found, err := hostnet.Scan(ns)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, iface := range found.Interfaces {
+		errs = append(errs, hostnet.Detach(ns, iface.Name))
+	}
+	return errors.Join(errs...)
+}
+
+// usesDockerResolver says that the container's names are to be asked of Docker's
+// embedded resolver. The file is read as the container has it: the monitor's
+// root is the container's.
+func usesDockerResolver() bool {
+	conf, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		return false // no file, no resolver
+	}
+	for line := range bytes.Lines(conf) {
+		f := bytes.Fields(line)
+		if len(f) >= 2 && string(f[0]) == "nameserver" && string(f[1]) == guestproto.DNSAddress {
+			return true
+		}
+	}
+	return false
+}

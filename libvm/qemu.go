@@ -1,0 +1,156 @@
+package libvm
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/accel"
+)
+
+// The machine has one PCIe root port for each time that something is plugged in:
+// the share, if it was not there from the beginning, the network at start, and
+// two in reserve. Each costs the guest's boot 12 to 20 ms, so the interfaces of
+// one start share a port, as the functions of one device.
+const (
+	hotplugPorts = 4
+	networkPort  = 1
+	// maxInterfaces is how many functions a PCI device has.
+	maxInterfaces = 8
+)
+
+// vmConfig is everything that shapes a QEMU command line. Descriptors are
+// numbers in the QEMU process.
+type vmConfig struct {
+	accel     accel.Accel
+	firmware  string // path of a firmware that boots faster than QEMU's default, or empty
+	kernel    string // path of a vmlinux
+	initramfs string
+	memoryMiB int
+	vcpus     int
+	debug     bool // guestinit and the kernel say more on the console
+
+	controlFD int // the guest's control port
+	qmpFD     int
+	consoleFD int // the guest's console, written by the guest only
+	shareFD   int // vhost-user socket of virtiofsd
+
+	// hostNetwork gives the VM QEMU's user-mode NIC, for a container that asked
+	// for the host's network.
+	hostNetwork bool
+}
+
+// args is the command line of QEMU 7.2 or later, without the program's name.
+func (c *vmConfig) args() []string {
+	args := []string{
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", "q35,memory-backend=ram,hpet=off,smbus=off,sata=off,usb=off,vmport=off,i8042=off,graphics=off,smm=off,dump-guest-core=off",
+		"-accel", c.accelArg(),
+		"-cpu", c.cpu(),
+		"-smp", strconv.Itoa(c.vcpus),
+		"-m", strconv.Itoa(c.memoryMiB) + "M",
+		"-object", "memory-backend-memfd,id=ram,share=on,size=" + strconv.Itoa(c.memoryMiB) + "M",
+		"-kernel", c.kernel,
+		"-initrd", c.initramfs,
+		"-append", c.commandLine(),
+	}
+	if c.firmware != "" {
+		args = append(args, "-bios", c.firmware)
+	}
+	args = append(args, socketChardev("qmp", c.qmpFD), "-mon", "chardev=qmp,mode=control")
+	args = append(args, c.ports()...)
+	args = append(args, c.share()...)
+	args = append(args, virtio("rng", "rng=entropy")...)
+	args = append(args, "-object", "rng-random,id=entropy,filename=/dev/urandom")
+	args = append(args, virtio("balloon", "free-page-reporting=on")...)
+	if c.hostNetwork {
+		args = append(args, "-netdev", "user,id=host0")
+		args = append(args, virtio("net", "netdev=host0,romfile=,mac="+hostNetworkMAC)...)
+	}
+	for i := range hotplugPorts {
+		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,chassis=%d,addr=%#x.%d,multifunction=on",
+			portID(i), i+1, 0x10, i))
+	}
+	return flatten(args)
+}
+
+// ports is the control port and, beside it, the console.
+func (c *vmConfig) ports() []string {
+	return append(virtio("serial", "id=serial"),
+		socketChardev("control", c.controlFD),
+		"-device", "virtserialport,bus=serial.0,chardev=control,name="+guestproto.ControlPort,
+		socketChardev("console", c.consoleFD),
+		"-device", "virtconsole,bus=serial.0,chardev=console")
+}
+
+func (c *vmConfig) share() []string {
+	return append([]string{socketChardev("share", c.shareFD)},
+		"-device", "vhost-user-fs-pci,chardev=share,queue-size=1024,tag="+guestproto.ShareTag)
+}
+
+// socketChardev is one argument pair, kept together until flatten.
+func socketChardev(id string, fd int) string {
+	return fmt.Sprintf("-chardev\x00socket,id=%s,fd=%d", id, fd)
+}
+
+func flatten(args []string) []string {
+	return strings.Split(strings.Join(args, "\x00"), "\x00")
+}
+
+// virtio is a modern-only virtio PCI device.
+func virtio(kind, options string) []string {
+	device := "virtio-" + kind + "-pci,disable-legacy=on"
+	if options != "" {
+		device += "," + options
+	}
+	return []string{"-device", device}
+}
+
+func portID(i int) string { return "port" + strconv.Itoa(i) }
+
+func (c *vmConfig) accelArg() string {
+	if c.accel == accel.KVM {
+		return "kvm"
+	}
+	return "tcg,thread=multi"
+}
+
+func (c *vmConfig) cpu() string {
+	if c.accel == accel.KVM {
+		return kvmCPU
+	}
+	return tcgCPU
+}
+
+// kvmCPU leaves out what would let a guest make VMs of its own: its kernels
+// cannot, and a guest's kernel in other hands shall not reach that part of the
+// host's KVM.
+const kvmCPU = "host,-vmx,-svm"
+
+// tcgCPU is all that TCG can do but what costs more than it gives: the model
+// lets the kernel trust the TSC, and the features taken away are those that end
+// translation blocks, enlarge the state or are slow loops. Programs built for
+// x86-64-v3 run. The table in kernels/README.md, "Boot", has the figures.
+const tcgCPU = "max,vendor=GenuineIntel,family=6,model=94,stepping=3,model-id=boxlite,-svm,-smap,-mpx,-pku,-la57,-erms,-fsrm"
+
+// commandLine is the guest kernel's. kernels/README.md, "Boot", says what each
+// word saves.
+func (c *vmConfig) commandLine() string {
+	words := []string{
+		"console=hvc0", "panic=-1", "lapic_timer_khz=1000000", "tsc=reliable", "no_timer_check",
+		"random.trust_cpu=on", "memhp_default_state=online", "initcall_blacklist=jent_mod_init",
+		// A container finds lo and its own interfaces, none that a driver makes unasked.
+		"fb_tunnels=none", "bonding.max_bonds=0", "ifb.numifbs=0", "dummy.numdummies=0",
+	}
+	if c.vcpus == 1 {
+		words = append(words, "noreplace-smp")
+	}
+	if c.debug {
+		words = append(words, "loglevel=7", "boxlite.debug")
+	} else {
+		words = append(words, "quiet", "loglevel=3")
+	}
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,29 @@
+package libvm
+
+import (
+	"strings"
+	"testing"
+
+	"boxlite/libvm/accel"
+)
+
+func TestQEMUArgsGolden(t *testing.T) {
+	base := vmConfig{
+		accel: accel.TCG, kernel: "/lib/vmlinux-lean", initramfs: "/lib/initramfs.cpio", memoryMiB: 1024, vcpus: 2,
+		shareFD: 3, controlFD: 4, qmpFD: 5, consoleFD: 6,
+	}
+	kvm := base
+	kvm.accel, kvm.vcpus, kvm.debug, kvm.hostNetwork = accel.KVM, 8, true, true
+	for name, cfg := range map[string]vmConfig{"tcg": base, "kvm-debug-hostnet": kvm} {
+		t.Run(name, func(t *testing.T) {
+			golden(t, "qemu-"+name+".args", []byte(strings.Join(cfg.args(), "\n")+"\n"))
+		})
+	}
+}
+
+func TestQuoteCommand(t *testing.T) {
+	got := quoteCommand("/usr/bin/qemu", []string{"-append", "console=hvc0 quiet", "it's", ""})
+	if want := `/usr/bin/qemu -append 'console=hvc0 quiet' 'it'\''s' ''`; got != want {
+		t.Errorf("quoteCommand = %s, want %s", got, want)
+	}
+}

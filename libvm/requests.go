@@ -1,0 +1,130 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"boxlite/internal/guestproto"
+)
+
+// serve answers the control socket.
+func (m *monitor) serve(l *net.UnixListener) {
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			m.log.Warn("control socket", "error", err)
+			return
+		}
+		go func() {
+			defer conn.Close()
+			if err := m.answer(conn); err != nil && !errors.Is(err, io.EOF) {
+				m.log.Debug("control request", "error", err)
+			}
+		}()
+	}
+}
+
+func (m *monitor) answer(conn *net.UnixConn) error {
+	req, files, err := receiveRequest(conn)
+	if err != nil {
+		closeAll(files)
+		return err
+	}
+	switch req.Op {
+	case controlStart:
+		closeAll(files)
+		return controlReply{Error: toControlError(m.start())}.send(conn)
+	case controlSignal:
+		closeAll(files)
+		return controlReply{Error: toControlError(m.signal(req.Signal, req.All))}.send(conn)
+	case controlProcesses:
+		closeAll(files)
+		var rep guestproto.ProcessesReply
+		err := m.guest.call(guestproto.OpProcesses, nil, &rep, requestTimeout)
+		return controlReply{Error: toControlError(err), Pids: rep.Pids}.send(conn)
+	case controlExec:
+		return m.exec(conn, req.Exec, files)
+	default:
+		closeAll(files)
+		return controlReply{Error: toControlError(fmt.Errorf("unknown request %q", req.Op))}.send(conn)
+	}
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // read-only or already handed on: nothing is lost
+	}
+}
+
+// exec runs a further process for the connection's other end.
+func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) error {
+	refuse := func(err error) error {
+		closeAll(files)
+		return controlReply{Error: toControlError(err)}.send(conn)
+	}
+	if p == nil || p.Process == nil || len(files) != stdioCount(p.Process) {
+		return refuse(errors.New("exec: malformed request"))
+	}
+	m.mu.Lock()
+	m.nextExec++
+	id := "exec" + strconv.Itoa(m.nextExec)
+	m.mu.Unlock()
+	req := guestproto.ExecRequest{ID: id, Process: p.Process, Cgroup: p.Cgroup}
+	if err := m.guest.call(guestproto.OpExec, req, nil, requestTimeout); err != nil {
+		return refuse(err)
+	}
+	stdio := Stdio{Stdin: files[0], Stdout: files[1]}
+	if !p.Process.Terminal {
+		stdio.Stderr = files[2]
+	}
+	relay, err := startRelay(m.guest, id, stdio)
+	if err != nil {
+		return refuse(err)
+	}
+	if err := (controlReply{}).send(conn); err != nil {
+		return err
+	}
+	go m.obeyExec(conn, id)
+	end, err := m.guest.wait(id)
+	if err != nil {
+		end.Signal = int(unix.SIGKILL) // it died with the VM
+	}
+	relay.drain()
+	_ = stdio.Stdin.Close() // the relay may be blocked in a read of it and ends with it
+	return guestproto.WriteFrame(conn, execExit{Status: ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}})
+}
+
+func stdioCount(p *specs.Process) int {
+	if p.Terminal {
+		return 2
+	}
+	return 3
+}
+
+// obeyExec carries out what the exec command asks for its process, and kills the
+// process when the command has gone.
+func (m *monitor) obeyExec(conn net.Conn, id string) {
+	for {
+		var msg execMessage
+		if err := guestproto.ReadFrame(conn, guestproto.MaxReply, &msg); err != nil {
+			_ = m.guest.signal(id, int(unix.SIGKILL), false) // it has usually ended already
+			return
+		}
+		var err error
+		if msg.Resize != nil {
+			err = m.guest.call(guestproto.OpResize, guestproto.ResizeRequest{Process: id, Width: uint16(msg.Resize[0]), Height: uint16(msg.Resize[1])}, nil, requestTimeout)
+		} else {
+			err = m.guest.signal(id, msg.Signal, false)
+		}
+		if err != nil {
+			m.log.Debug("exec request", "process", id, "error", err)
+		}
+	}
+}

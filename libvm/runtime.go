@@ -1,0 +1,132 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"boxlite/libvm/parts"
+)
+
+// Runtime is where a caller's containers are kept and how their VMs are made.
+type Runtime struct {
+	// Root is the state root: a directory per container. It may be shared with
+	// another runtime's; what is not ours is left alone.
+	Root string
+	// SystemdCgroup has cgroups made by systemd. It counts at create and is
+	// kept in the container's state.
+	SystemdCgroup bool
+	// Parts says where to look for QEMU, virtiofsd, kernels and the initramfs.
+	// The zero value looks beside the program and on the system.
+	Parts parts.Options
+	// Accel is auto, kvm or tcg; empty is auto.
+	Accel string
+	// Overrides are the VM's shape as flags ask for it.
+	Overrides Overrides
+	// Debug makes the guest log its steps to the console log.
+	Debug bool
+	// SelfArgs are the global flags with which the program is started again to
+	// call RunMonitor ("monitor ID") and RunExec ("exec-process ID").
+	SelfArgs []string
+	// Log takes decisions at level debug and what was survived at level warn.
+	Log *slog.Logger
+}
+
+// Load finds a container by its id. The error matches ErrNotExist or
+// ErrInvalidID.
+func (r *Runtime) Load(id string) (*Container, error) {
+	dir, err := stateDir(r.Root, id)
+	if err != nil {
+		return nil, err
+	}
+	state, err := readState(dir, stateFile)
+	if err != nil {
+		return nil, err
+	}
+	return &Container{State: *state, dir: dir, rt: r}, nil
+}
+
+// List returns all containers below Root. What cannot be loaded is skipped with
+// a warning.
+func (r *Runtime) List() ([]*Container, error) {
+	entries, err := os.ReadDir(r.Root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []*Container
+	for _, e := range entries {
+		c, err := r.Load(e.Name())
+		if errors.Is(err, ErrNotExist) {
+			continue // another runtime's, or being made
+		}
+		if err != nil {
+			r.Log.Warn("skipping container", "id", e.Name(), "error", err)
+			continue
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+// makeStateDir claims an id. A state dir without a state file and without a
+// holder of its lock is what a create that was killed left behind: it is taken
+// over. The returned function releases the container's lock.
+func (r *Runtime) makeStateDir(id string) (dir string, unlock func(), err error) {
+	if dir, err = stateDir(r.Root, id); err != nil {
+		return "", nil, err
+	}
+	if err := os.MkdirAll(r.Root, 0o711); err != nil {
+		return "", nil, fmt.Errorf("state root: %w", err)
+	}
+	err = os.Mkdir(dir, 0o711)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", nil, fmt.Errorf("state dir: %w", err)
+	}
+	if _, statErr := os.Lstat(filepath.Join(dir, lockFile)); err != nil && statErr != nil {
+		return "", nil, ErrExist // somebody's directory, not ours
+	}
+	if unlock, err = lock(dir); err != nil {
+		return "", nil, err
+	}
+	if _, err := os.Lstat(filepath.Join(dir, stateFile)); err == nil {
+		unlock()
+		return "", nil, ErrExist
+	}
+	for _, name := range []string{socketFile, consoleLog, birthFile} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			unlock()
+			return "", nil, err
+		}
+	}
+	for _, name := range []string{shareDir, rootDir} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			unlock()
+			return "", nil, err
+		}
+	}
+	return dir, unlock, nil
+}
+
+// owner is the name of the user who made a container, or the uid where no name
+// is known.
+func owner() string {
+	uid := strconv.Itoa(os.Geteuid())
+	if u, err := user.LookupId(uid); err == nil {
+		return u.Username
+	}
+	return uid
+}
+
+// selfArgs are the arguments for starting this program again.
+func (r *Runtime) selfArgs(command ...string) []string {
+	return slices.Concat(r.SelfArgs, command)
+}

@@ -1,0 +1,86 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// detachMounts stops what the monitor mounts from reaching the host, while what
+// the host unmounts still leaves the monitor: a container must not keep another
+// one's rootfs busy.
+func detachMounts() error {
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("mount / rslave: %w", err)
+	}
+	return nil
+}
+
+// mountShare builds the directory that virtiofsd serves, at dir, in the
+// monitor's own mount namespace: a tmpfs with one bind mount for each of binds.
+// What is read-only to the container is read-only here already, so that a guest
+// that breaks its own kernel still cannot write it.
+func mountShare(dir string, binds []Bind, mountLabel string) error {
+	options := "mode=0755,size=1m"
+	if mountLabel != "" {
+		options += `,context="` + mountLabel + `"`
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mount the share: %w", err)
+	}
+	for _, b := range binds {
+		if err := bindInto(filepath.Join(dir, b.Name), b); err != nil {
+			return fmt.Errorf("share %s: %w", b.Source, err)
+		}
+	}
+	return nil
+}
+
+func bindInto(target string, b Bind) error {
+	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return err
+	}
+	if err := makeMountPoint(target, b.File); err != nil {
+		return err
+	}
+	flags := uintptr(unix.MS_BIND)
+	if b.Recursive {
+		flags |= unix.MS_REC
+	}
+	if err := unix.Mount(b.Source, target, "", flags, ""); err != nil {
+		return err
+	}
+	// Devices are the guest's own business: a node in a shared directory shall
+	// open the guest's device there and can open none here.
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_SLAVE}
+	if b.ReadOnly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	setFlags := uint(0)
+	if b.Recursive {
+		setFlags = unix.AT_RECURSIVE
+	}
+	if err := unix.MountSetattr(unix.AT_FDCWD, target, setFlags, &attr); err != nil {
+		return fmt.Errorf("mount_setattr: %w", err)
+	}
+	return nil
+}
+
+// makeMountPoint makes an empty directory or file unless there is one.
+func makeMountPoint(path string, file bool) error {
+	if !file {
+		err := os.Mkdir(path, 0o755)
+		if errors.Is(err, os.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}

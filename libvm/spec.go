@@ -1,0 +1,383 @@
+package libvm
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"boxlite/internal/guestproto"
+	"boxlite/kernels"
+)
+
+// Annotations of config.json that shape the VM. A flag of the same name, where
+// there is one, wins over the annotation.
+const (
+	AnnotationKernel = "boxlite.kernel" // lean or net
+	AnnotationMemory = "boxlite.memory" // MiB of the VM, the guest kernel's own included
+	AnnotationVCPUs  = "boxlite.vcpus"
+)
+
+// Overrides are the shape that flags ask for. Zero values leave the choice to
+// annotations and config.json.
+type Overrides struct {
+	Kernel    string
+	MemoryMiB int
+	VCPUs     int
+}
+
+// Shape is what the VM of a container looks like.
+type Shape struct {
+	// Privileged says that the container holds CAP_SYS_ADMIN and so gets
+	// writable /sys, /proc/sys and cgroups, and no masked paths.
+	Privileged   bool
+	Kernel       kernels.Kernel
+	KernelReason string
+	MemoryMiB    int
+	VCPUs        int
+}
+
+// Bind is a host directory or file that the share shows to the guest at
+// Name below guestproto.ShareDir.
+type Bind struct {
+	Name     string
+	Source   string
+	ReadOnly bool
+	// Recursive takes the mounts below Source along.
+	Recursive bool
+	// File says that Source is not a directory.
+	File bool
+}
+
+// Plan is what Rewrite makes of a bundle's spec.
+type Plan struct {
+	Shape Shape
+	// Guest is the spec that guestinit receives.
+	Guest *specs.Spec
+	// DeviceFilter holds the device rules in the guest, see deviceFilter. It is
+	// empty for a privileged container and where there are no rules.
+	DeviceFilter []byte
+	// Binds fill the share, the container's rootfs first.
+	Binds []Bind
+	// Warnings are for the log: what was asked for and left out, and why.
+	Warnings []string
+}
+
+// rootfsName is the share's entry for the container's root file system.
+const rootfsName = "rootfs"
+
+const (
+	defaultMemoryMiB = 1024
+	// guestRoomMiB is what the guest's kernel, guestinit and the page tables of
+	// the VM's memory take beside the container's own limit.
+	guestRoomMiB = 128
+	minMemoryMiB = 192
+)
+
+// Rewrite turns a bundle's spec into the guest spec and the shape of the VM. It
+// reads nothing but its arguments and changes none of them: host holds all
+// that is to be known of the host, rootfs is the absolute path of root.path.
+func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (*Plan, error) {
+	guest, err := copySpec(spec)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Guest: guest}
+	if err := p.shape(spec, host, over); err != nil {
+		return nil, err
+	}
+	p.root(spec, rootfs)
+	p.process()
+	p.namespaces()
+	if err := p.mounts(host); err != nil {
+		return nil, err
+	}
+	p.devices(host)
+	if p.Shape.Privileged {
+		p.privilege()
+	} else if r := p.Guest.Linux.Resources; r != nil && len(r.Devices) > 0 {
+		if p.DeviceFilter, err = deviceFilter(r.Devices, p.Guest.Linux.Devices); err != nil {
+			return nil, err
+		}
+	}
+	p.hostOnly()
+	return p, nil
+}
+
+func copySpec(spec *specs.Spec) (*specs.Spec, error) {
+	raw, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	c := new(specs.Spec)
+	if err := json.Unmarshal(raw, c); err != nil {
+		return nil, err
+	}
+	if c.Linux == nil {
+		c.Linux = new(specs.Linux)
+	}
+	return c, nil
+}
+
+func (p *Plan) warnf(format string, args ...any) {
+	p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...))
+}
+
+// shape decides the VM's size, kernel and privilege.
+func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
+	caps := allCapabilities(spec.Process)
+	p.Shape.Privileged = slices.Contains(caps, "CAP_SYS_ADMIN")
+	kernel, reason, err := kernels.Select(caps, spec.Annotations[AnnotationKernel], over.Kernel)
+	if err != nil {
+		return err
+	}
+	p.Shape.Kernel, p.Shape.KernelReason = kernel, reason
+
+	memory, vcpus := sizeOf(spec, host.CPUs)
+	if p.Shape.MemoryMiB, err = override(memory, spec.Annotations, AnnotationMemory, over.MemoryMiB); err != nil {
+		return err
+	}
+	if p.Shape.MemoryMiB < minMemoryMiB {
+		return fmt.Errorf("VM memory of %d MiB: at least %d are needed", p.Shape.MemoryMiB, minMemoryMiB)
+	}
+	if p.Shape.VCPUs, err = override(vcpus, spec.Annotations, AnnotationVCPUs, over.VCPUs); err != nil {
+		return err
+	}
+	return nil
+}
+
+// sizeOf derives the VM's size from the container's limits.
+func sizeOf(spec *specs.Spec, hostCPUs int) (memoryMiB, vcpus int) {
+	memoryMiB, vcpus = defaultMemoryMiB, hostCPUs
+	if spec.Linux == nil || spec.Linux.Resources == nil {
+		return memoryMiB, vcpus
+	}
+	if m := spec.Linux.Resources.Memory; m != nil && m.Limit != nil && *m.Limit > 0 {
+		memoryMiB = max(int((*m.Limit+1<<20-1)>>20)+guestRoomMiB, minMemoryMiB)
+	}
+	if c := spec.Linux.Resources.CPU; c != nil && c.Quota != nil && *c.Quota > 0 {
+		period := uint64(100000) // the kernel's default cfs period, in microseconds
+		if c.Period != nil && *c.Period > 0 {
+			period = *c.Period
+		}
+		vcpus = int((uint64(*c.Quota) + period - 1) / period)
+	}
+	return memoryMiB, min(max(vcpus, 1), hostCPUs)
+}
+
+// override applies an annotation and then a flag over a derived value.
+func override(derived int, annotations map[string]string, name string, flag int) (int, error) {
+	if flag > 0 {
+		return flag, nil
+	}
+	text, ok := annotations[name]
+	if !ok {
+		return derived, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("annotation %s=%q: want a whole number above zero", name, text)
+	}
+	return n, nil
+}
+
+func (p *Plan) root(spec *specs.Spec, rootfs string) {
+	p.Guest.Root.Path = guestSharePath(rootfsName)
+	// The rootfs is shared writable even where root.readonly is set: mount
+	// points that are missing have to be made in it (as runc makes them). The
+	// guest mounts it read-only for the container.
+	p.Binds = append(p.Binds, Bind{Name: rootfsName, Source: rootfs, Recursive: true})
+}
+
+// process takes out of the process object what only the host applies, and the
+// capabilities that no kernel of ours knows.
+func (p *Plan) process() {
+	if p.Guest.Process == nil {
+		return
+	}
+	p.Warnings = append(p.Warnings, GuestProcess(p.Guest.Process)...)
+}
+
+// GuestProcess makes a process object, of config.json or of an exec, fit for
+// the guest, and returns warnings about what it took out.
+func GuestProcess(proc *specs.Process) (warnings []string) {
+	proc.SelinuxLabel = "" // the guest has no SELinux; the label holds for the VM's processes on the host
+	if proc.ApparmorProfile != "" && proc.ApparmorProfile != "unconfined" {
+		warnings = append(warnings, fmt.Sprintf("AppArmor profile %q does not reach into the VM and is left out", proc.ApparmorProfile))
+	}
+	proc.ApparmorProfile = ""
+	if proc.Capabilities != nil {
+		warnings = append(warnings, dropUnknownCapabilities(proc.Capabilities)...)
+		trimAmbient(proc.Capabilities)
+	}
+	return warnings
+}
+
+// namespaces keeps the types that make sense inside the VM. The network is the
+// VM's own, and a path names a namespace of the host's kernel: the nearest
+// thing is a new namespace in the guest.
+func (p *Plan) namespaces() {
+	keep := p.Guest.Linux.Namespaces[:0]
+	for _, ns := range p.Guest.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			continue
+		}
+		if ns.Path != "" && ns.Type != specs.MountNamespace {
+			p.warnf("%s namespace %s belongs to the host's kernel: the container gets one of its own", ns.Type, ns.Path)
+		}
+		ns.Path = ""
+		keep = append(keep, ns)
+	}
+	p.Guest.Linux.Namespaces = keep
+}
+
+// hostOnly takes out what is done on the host or has no meaning in the guest.
+func (p *Plan) hostOnly() {
+	g := p.Guest
+	g.Hooks = nil
+	g.Linux.CgroupsPath = ""
+	g.Linux.MountLabel = ""
+	if g.Linux.Resources != nil {
+		g.Linux.Resources.Devices = nil // the device filter has them
+		g.Linux.Resources.Network = nil
+	}
+}
+
+// privilege gives the container its kernel: everything in it may be written.
+func (p *Plan) privilege() {
+	g := p.Guest
+	g.Linux.MaskedPaths = nil
+	g.Linux.ReadonlyPaths = nil
+	for i := range g.Mounts {
+		m := &g.Mounts[i]
+		switch m.Type {
+		case "sysfs", "cgroup2", "proc":
+			m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" || o == "rro" })
+			m.Options = append(m.Options, "rw") // said, because guestinit mounts a cgroup2 read-only where nothing is
+		}
+	}
+}
+
+// mounts gives every bind mount a place in the share and turns the mounts that
+// describe the host's kernel into the guest's own.
+func (p *Plan) mounts(host *HostFacts) error {
+	for i := range p.Guest.Mounts {
+		m := &p.Guest.Mounts[i]
+		if m.Type == "cgroup" {
+			m.Type = "cgroup2" // the guest has no v1 hierarchies, whatever the host has
+			m.Source = "cgroup"
+			continue
+		}
+		if !isBind(m) {
+			continue
+		}
+		src, ok := host.Sources[m.Source]
+		if !ok {
+			return fmt.Errorf("mount %s: source %s was not looked at", m.Destination, m.Source)
+		}
+		if err := p.bind(m, src); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Plan) bind(m *specs.Mount, src Source) error {
+	switch src.Kind {
+	case SourceMissing:
+		return fmt.Errorf("mount %s: source %s: no such file or directory", m.Destination, m.Source)
+	case SourceGuest:
+		m.Source = src.GuestPath
+		return nil
+	case SourceShm:
+		// A tmpfs of the host's for shared memory (podman, docker's shareable
+		// ipc): shared memory over a network file system would be neither.
+		m.Type, m.Source = "tmpfs", "shm"
+		m.Options = []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatUint(src.SizeBytes, 10)}
+		return nil
+	case SourceDevice:
+		if _, known := guestDevices[m.Source]; !known {
+			return fmt.Errorf("mount %s: device %s is the host's and cannot be shown in a VM", m.Destination, m.Source)
+		}
+		return nil // the guest's own node of that path
+	}
+	name := path.Join("mounts", strconv.Itoa(len(p.Binds)-1))
+	p.Binds = append(p.Binds, Bind{
+		Name:      name,
+		Source:    src.Path,
+		ReadOnly:  readOnly(m.Options),
+		Recursive: slices.Contains(m.Options, "rbind"),
+		File:      src.Kind == SourceFile,
+	})
+	m.Source = guestSharePath(name)
+	return nil
+}
+
+// guestSharePath is where the guest finds an entry of the share.
+func guestSharePath(name string) string { return path.Join(guestproto.ShareDir, name) }
+
+// isBind follows runc: the options decide, whatever the type says.
+func isBind(m *specs.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+func readOnly(options []string) bool {
+	ro := false
+	for _, o := range options {
+		switch o {
+		case "ro", "rro":
+			ro = true
+		case "rw", "rrw":
+			ro = false
+		}
+	}
+	return ro
+}
+
+// guestDevices are the nodes that the guest's kernel can stand behind, with the
+// numbers that Linux fixes for them (Documentation/admin-guide/devices.txt).
+var guestDevices = map[string]string{
+	"/dev/null": "c1:3", "/dev/zero": "c1:5", "/dev/full": "c1:7",
+	"/dev/random": "c1:8", "/dev/urandom": "c1:9", "/dev/kmsg": "c1:11",
+	"/dev/tty": "c5:0", "/dev/console": "c5:1", "/dev/ptmx": "c5:2",
+	"/dev/net/tun": "c10:200", "/dev/fuse": "c10:229",
+	"/dev/mapper/control": "c10:236", "/dev/loop-control": "c10:237",
+}
+
+// devices keeps the nodes of linux.devices that the guest has, and those that
+// stand for nothing on the host either (a plain mknod is then all that is asked
+// for). What is left is a device of the host's: a node with its number would be
+// some other device in the guest.
+func (p *Plan) devices(host *HostFacts) {
+	keep := p.Guest.Linux.Devices[:0]
+	left := map[string]bool{}
+	for _, d := range p.Guest.Linux.Devices {
+		key := deviceKey(d)
+		if d.Type == "p" || slices.Contains(slices.Collect(maps.Values(guestDevices)), key) || !host.Devices[key] {
+			keep = append(keep, d)
+		} else {
+			left[d.Path] = true
+		}
+	}
+	p.Guest.Linux.Devices = keep
+	if len(left) > 0 {
+		p.warnf("devices of the host that no VM has are left out: %s", strings.Join(slices.Sorted(maps.Keys(left)), " "))
+	}
+}
+
+// charType maps "u", an unbuffered character device, to "c", as mknod(1) does.
+func charType(t string) string {
+	if t == "u" {
+		return "c"
+	}
+	return t
+}
+
+func deviceKey(d specs.LinuxDevice) string {
+	return fmt.Sprintf("%s%d:%d", charType(d.Type), d.Major, d.Minor)
+}

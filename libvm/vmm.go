@@ -1,0 +1,284 @@
+package libvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"boxlite/libvm/parts"
+	"boxlite/libvm/qmp"
+)
+
+// consoleLimit bounds what a guest can write into its console log, in bytes.
+const consoleLimit = 256 << 10
+
+// vmm is a running virtual machine: virtiofsd, QEMU and the sockets to them.
+type vmm struct {
+	control net.Conn // the guest's control port
+	qmp     *qmp.Client
+	log     *slog.Logger
+
+	virtiofsd *vmProcess
+	qemu      *vmProcess
+}
+
+// startVMM starts virtiofsd on the share and QEMU beside it, and returns as
+// soon as both processes exist. It must be called before the monitor leaves the
+// host's file systems. The caller stops the VMM; a failed start leaves nothing.
+// Share is the directory for virtiofsd, root an empty one for QEMU's own use.
+func startVMM(p *parts.Parts, cfg vmConfig, share, root string, console io.Writer, log *slog.Logger) (v *vmm, err error) {
+	v = &vmm{log: log}
+	var lent []*os.File // the children's ends; closed here once they run, so that their end shows
+	defer func() {
+		closeAll(lent)
+		if err != nil {
+			v.kill()
+		}
+	}()
+
+	listener, client, err := shareSocket()
+	if err != nil {
+		return v, fmt.Errorf("socket for virtiofsd: %w", err)
+	}
+	lent = append(lent, listener, client)
+	if v.virtiofsd, err = startProcess("virtiofsd", p.Virtiofsd.Path, virtiofsdArgs(p.Virtiofsd.Dialect, 3, share), nil, log, listener); err != nil {
+		return v, err
+	}
+
+	var conns [3]*net.UnixConn
+	files := []*os.File{client}
+	for i := range conns {
+		var theirs *os.File
+		if conns[i], theirs, err = qmp.Socketpair(); err != nil {
+			return v, partError("sockets to QEMU", err)
+		}
+		files, lent = append(files, theirs), append(lent, theirs)
+	}
+	v.control = conns[0]
+	cfg.shareFD, cfg.controlFD, cfg.qmpFD, cfg.consoleFD = 3, 4, 5, 6
+	args := cfg.args()
+	log.Debug("starting QEMU", "command", quoteCommand(p.QEMU, args))
+	confineQEMU := func() error {
+		if err := confine(root, p.QEMU, cfg.kernel, cfg.initramfs); err != nil {
+			return err
+		}
+		return dropPrivileges()
+	}
+	if v.qemu, err = startProcess("QEMU", p.QEMU, args, confineQEMU, log, files...); err != nil {
+		return v, err
+	}
+	closeAll(lent)
+	lent = nil
+	go copyConsole(console, conns[2])
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if v.qmp, err = qmp.New(ctx, conns[1]); err != nil {
+		return v, fmt.Errorf("QEMU did not come up: %w%s%s", err, v.qemu.lastWords(), v.virtiofsd.lastWords())
+	}
+	return v, nil
+}
+
+// shareSocket is a vhost-user connection to come: a listening socket for
+// virtiofsd and a client already connected to it for QEMU, so that neither has
+// to wait for the other. The name is one the kernel makes up (autobind,
+// unix(7)).
+func shareSocket() (listener, client *os.File, err error) {
+	lfd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	listener = os.NewFile(uintptr(lfd), "vhost-user listener")
+	cfd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, errors.Join(err, listener.Close())
+	}
+	client = os.NewFile(uintptr(cfd), "vhost-user client")
+	connect := func() error {
+		if err := unix.Bind(lfd, &unix.SockaddrUnix{}); err != nil {
+			return err
+		}
+		if err := unix.Listen(lfd, 1); err != nil {
+			return err
+		}
+		addr, err := unix.Getsockname(lfd)
+		if err != nil {
+			return err
+		}
+		return unix.Connect(cfd, addr)
+	}
+	if err := connect(); err != nil {
+		return nil, nil, errors.Join(err, listener.Close(), client.Close())
+	}
+	return listener, client, nil
+}
+
+// virtiofsdArgs is the command line of either virtiofsd. design.md, section 4,
+// says why each flag of the C one is there.
+func virtiofsdArgs(dialect parts.Dialect, fd int, dir string) []string {
+	if dialect == parts.DialectRust {
+		return []string{
+			fmt.Sprintf("--fd=%d", fd), "--shared-dir", dir, "--cache=auto", "--xattr", "--announce-submounts",
+			"--modcaps=+sys_admin:+mknod", "--xattrmap=:map:trusted.:user.virtiofs.:", "--sandbox=namespace", "--log-level=error",
+		}
+	}
+	return []string{
+		fmt.Sprintf("--fd=%d", fd), "-o", "source=" + dir, "-o", "cache=auto", "-o", "xattr", "-o", "announce_submounts",
+		"-o", "modcaps=+sys_admin:+mknod", "-o", "xattrmap=:map:trusted.:user.virtiofs.:", "-o", "sandbox=namespace", "-o", "log_level=err",
+	}
+}
+
+// copyConsole keeps the first consoleLimit bytes of the guest's console and
+// goes on reading, so that the guest never waits for it.
+func copyConsole(w io.Writer, r io.ReadCloser) {
+	_, _ = io.CopyN(w, r, consoleLimit) // the console is a help for the reader; the VM lives without it
+	_, _ = io.Copy(io.Discard, r)
+	_ = r.Close()
+}
+
+// lost is closed when QEMU or virtiofsd has ended.
+func (v *vmm) lost() <-chan struct{} {
+	gone := make(chan struct{})
+	go func() {
+		select {
+		case <-v.qemu.done:
+		case <-v.virtiofsd.done:
+		}
+		close(gone)
+	}()
+	return gone
+}
+
+// kill ends both processes and returns when they are gone. It may be called
+// again and on a half-started VMM.
+func (v *vmm) kill() {
+	v.qemu.kill()
+	v.virtiofsd.kill()
+}
+
+// vmProcess is a child of the monitor: QEMU or virtiofsd.
+type vmProcess struct {
+	name   string
+	pid    int
+	done   chan struct{} // closed when it has been reaped
+	status string        // how it ended, once done is closed
+	tail   *tailBuffer   // the end of what it wrote to stderr
+	proc   *os.Process
+}
+
+// startProcess starts a helper process that dies with the monitor, in a mount
+// namespace of its own, and sees files as fds 3 and up. The function confine, if
+// there is one, runs on the thread that the process is forked from and takes
+// away what it shall not have; virtiofsd sees to that by itself.
+//
+// The parent-death signal is tied to the thread that forks (prctl(2)), so each
+// child has a thread of the monitor's for itself, which waits for it.
+func startProcess(name, path string, args []string, confine func() error, log *slog.Logger, files ...*os.File) (*vmProcess, error) {
+	p := &vmProcess{name: name, done: make(chan struct{}), tail: &tailBuffer{limit: 4 << 10}}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		defer close(p.done)
+		if confine != nil {
+			if err := confine(); err != nil {
+				started <- err
+				return
+			}
+		}
+		cmd := exec.Command(path, args...)
+		cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+		cmd.Dir = "/"
+		cmd.ExtraFiles = files
+		cmd.Stderr = p.tail
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Cloneflags: unix.CLONE_NEWNS}
+		if err := cmd.Start(); err != nil {
+			started <- partError("start "+name, err)
+			return
+		}
+		p.proc, p.pid = cmd.Process, cmd.Process.Pid
+		started <- nil
+		err := cmd.Wait()
+		p.status = errText(err)
+		log.Debug("process ended", "name", name, "pid", p.pid, "status", p.status, "stderr", p.tail.String())
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// dropPrivileges takes the capability bounding set from the calling thread, so
+// that what it executes has no capability though it is root, and no set-uid
+// program gives it any.
+func dropPrivileges() error {
+	for c := 0; ; c++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			break // past the kernel's last capability
+		}
+		if err != nil {
+			return partError("drop capabilities", err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return partError("set no_new_privs", err)
+	}
+	return nil
+}
+
+func (p *vmProcess) kill() {
+	if p == nil {
+		return
+	}
+	_ = p.proc.Kill() // fails only if it has ended already
+	<-p.done
+}
+
+// lastWords tells how the process ended, to be appended to an error; nothing if
+// it still runs. A process whose socket has just closed gets a moment to be
+// reaped.
+func (p *vmProcess) lastWords() string {
+	if p == nil {
+		return ""
+	}
+	select {
+	case <-p.done:
+		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, quiet(strings.TrimSpace(p.tail.String())))
+	case <-time.After(reapGrace):
+		return ""
+	}
+}
+
+// reapGrace is how long the end of a process may follow that of its socket.
+const reapGrace = 100 * time.Millisecond
+
+func errText(err error) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	return err.Error()
+}
+
+// quoteCommand is a command line that can be pasted into a shell.
+func quoteCommand(path string, args []string) string {
+	var b strings.Builder
+	b.WriteString(path)
+	for _, a := range args {
+		b.WriteByte(' ')
+		if a == "" || strings.ContainsAny(a, " \t\n'\"\\$&;|<>()*?#~`") {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		b.WriteString(a)
+	}
+	return b.String()
+}
