@@ -1,0 +1,113 @@
+# boxlite: build, install, test. `make help` lists the targets.
+
+PREFIX   ?= /usr/local
+BINDIR   ?= $(PREFIX)/bin
+LIBDIR   ?= $(PREFIX)/lib/boxlite
+DESTDIR  ?=
+
+# sudo's PATH has neither Go's usual place nor, on some machines, sbin.
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+GO       ?= go
+GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
+LDFLAGS  := -s -w
+LINTER   := $(GO) tool -modfile=scripts/lint.mod
+SCRIPTS  := scripts/*.sh kernels/*.sh .ci/run
+
+# RUN chooses tests by name: make e2e RUN=TestStdin. TESTFLAGS are added to go test's.
+RUN       ?=
+TESTFLAGS ?=
+ALLTESTFLAGS = $(if $(RUN),-run '$(RUN)') $(TESTFLAGS)
+
+.PHONY: all
+all: bin/boxlite bin/initramfs.cpio kernels ## build everything into bin/
+
+# Go decides what is out of date; its build cache makes a repetition quick.
+.PHONY: bin/boxlite
+bin/boxlite:
+	$(GOBUILD) -ldflags '$(LDFLAGS) -X main.version=0.1.0-$(VERSION) -X main.commit=$(COMMIT)' -o $@ .
+
+.PHONY: bin/guestinit
+bin/guestinit:
+	$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./guestinit
+
+bin/initramfs.cpio: bin/guestinit
+	$(GO) run ./initramfs -o $@ bin/guestinit
+
+.PHONY: kernels
+kernels: ## build the two guest kernels; from the cache if nothing has changed
+	kernels/build.sh --out bin lean net
+
+.PHONY: install
+install: all ## install below PREFIX (default /usr/local); DESTDIR is honoured
+	install -D -m 0755 bin/boxlite $(DESTDIR)$(BINDIR)/boxlite
+	install -D -m 0644 -t $(DESTDIR)$(LIBDIR) bin/initramfs.cpio bin/vmlinux-lean bin/vmlinux-net
+
+.PHONY: uninstall
+uninstall: ## remove what install has put there
+	rm -f $(DESTDIR)$(BINDIR)/boxlite
+	rm -rf $(DESTDIR)$(LIBDIR)
+
+.PHONY: deps
+deps: ## install what is missing on a Debian machine (root)
+	@scripts/install-deps.sh
+
+.PHONY: demo
+demo: ## run real containers in front of you, with a private Docker (root)
+	@scripts/demo.sh
+
+# One after the other, also with -j: the tests measure time.
+.PHONY: test
+test: deps ## everything: install what is missing, build, lint, unit and e2e tests (root)
+	@echo '== build'
+	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory e2e
+
+.PHONY: unit
+unit: ## tests beside the code; as root those that make namespaces run too
+	@echo '== unit tests'
+	$(GO) test -timeout 15m $(ALLTESTFLAGS) $$($(GO) list ./... | grep -v '/e2e')
+
+# The kernel of the outer machine in which the KVM path is tested.
+.PHONY: kernel-host
+kernel-host:
+	kernels/build.sh --out bin host
+
+# Never from go test's cache: the binaries, dockerd and the kernel are not in its key.
+.PHONY: e2e
+e2e: all kernel-host ## containers through a real dockerd, by hand and under KVM (root)
+	@echo '== e2e tests'
+	$(GO) test -count=1 -p 1 -v -timeout 60m $(ALLTESTFLAGS) ./e2e/...
+
+.PHONY: lint
+lint: ## gofumpt, go vet, staticcheck, shellcheck
+	@echo '== lint'
+	@unformatted=$$($(LINTER) gofumpt -l .) && if [ -n "$$unformatted" ]; then \
+		echo "not formatted (make format):" && echo "$$unformatted" && exit 1; fi
+	$(GO) vet ./...
+	$(LINTER) staticcheck ./...
+	shellcheck $(SCRIPTS)
+
+.PHONY: format
+format: ## gofumpt -w
+	$(LINTER) gofumpt -w .
+
+.PHONY: bench
+bench: all ## boxlite beside runc and crun, at most 10 minutes (root)
+	$(GO) run ./bench -boxlite bin/boxlite -json bench.json
+
+.PHONY: bench-quick
+bench-quick: all ## the same with few repetitions, at most 1 minute (root)
+	$(GO) run ./bench -boxlite bin/boxlite -quick
+
+.PHONY: clean
+clean: ## remove bin/; the cache of kernels stays
+	rm -rf bin
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 12

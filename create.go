@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"boxlite/libvm"
+)
+
+var createCommand = &cli.Command{
+	Name:      "create",
+	Usage:     "create a container: its VM boots and holds the process before its exec",
+	ArgsUsage: "ID",
+	Flags:     createFlags,
+	Action: func(c *cli.Context) error {
+		_, err := createContainer(c, libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, c.String("console-socket"))
+		return err
+	},
+}
+
+// createFlags are those of create and, with a few more, of run.
+var createFlags = []cli.Flag{
+	&cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Value: ".", Usage: "`directory` with config.json"},
+	&cli.StringFlag{Name: "pid-file", Usage: "write the container's pid to `file`"},
+	&cli.StringFlag{Name: "console-socket", Usage: "`path` of a socket that receives the terminal's master"},
+	&cli.StringFlag{Name: "pidfd-socket", Usage: "`path` of a socket that receives a pidfd of the container's process"},
+	&cli.BoolFlag{Name: "no-pivot", Usage: "accepted: the guest's rootfs is never a ramdisk"},
+	&cli.BoolFlag{Name: "no-new-keyring", Usage: "accepted: the guest's keyrings are the container's own"},
+	&cli.IntFlag{Name: "preserve-fds", Usage: "refused if not 0: descriptors do not reach into a VM"},
+}
+
+// createContainer does what create and run have in common.
+func createContainer(c *cli.Context, stdio libvm.Stdio, consoleSocket string) (*libvm.Container, error) {
+	rt, err := newRuntime(c)
+	if err != nil {
+		return nil, err
+	}
+	id, err := containerID(c)
+	if err != nil {
+		return nil, err
+	}
+	opts, err := createOptions(c, stdio, consoleSocket)
+	if err != nil {
+		return nil, about(c, id, err)
+	}
+	ctr, err := rt.Create(id, opts)
+	if err != nil {
+		return nil, about(c, id, err)
+	}
+	if path := c.String("pidfd-socket"); path != "" {
+		if err := ctr.SendPidfd(path); err != nil {
+			return nil, about(c, id, errors.Join(err, ctr.Delete(true)))
+		}
+	}
+	return ctr, nil
+}
+
+func createOptions(c *cli.Context, stdio libvm.Stdio, consoleSocket string) (opts libvm.CreateOptions, err error) {
+	if err := refuseFDs(c); err != nil {
+		return opts, err
+	}
+	opts.Stdio = stdio
+	for _, p := range []struct {
+		to   *string
+		path string
+	}{{&opts.Bundle, c.String("bundle")}, {&opts.PidFile, c.String("pid-file")}, {&opts.ConsoleSocket, consoleSocket}} {
+		if p.path == "" {
+			continue
+		}
+		if *p.to, err = filepath.Abs(p.path); err != nil {
+			return opts, err
+		}
+	}
+	return opts, nil
+}
+
+// refuseFDs refuses descriptors beyond stdio, rather than losing them silently.
+func refuseFDs(c *cli.Context) error {
+	if n := c.Int("preserve-fds"); n > 0 {
+		return fmt.Errorf("--preserve-fds %d: descriptors do not reach into a VM", n)
+	}
+	if n := os.Getenv("LISTEN_FDS"); n != "" && n != "0" {
+		return fmt.Errorf("LISTEN_FDS=%s: descriptors do not reach into a VM", n)
+	}
+	return nil
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"boxlite/libvm"
+)
+
+// The two commands of this file are how boxlite starts itself: their
+// descriptor 3 is the connection to the command that started them.
+
+var monitorCommand = &cli.Command{
+	Name:      "monitor",
+	Hidden:    true,
+	ArgsUsage: "ID",
+	Action:    func(c *cli.Context) error { return beLongLived(c, libvm.RunMonitor) },
+}
+
+var execProcessCommand = &cli.Command{
+	Name:      "exec-process",
+	Hidden:    true,
+	ArgsUsage: "ID",
+	Action:    func(c *cli.Context) error { return beLongLived(c, libvm.RunExec) },
+}
+
+func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int) error {
+	name := []byte("boxlite\x00") // started as /proc/self/exe, it would show as "exe"
+	if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0); err != nil {
+		return err
+	}
+	f := os.NewFile(3, "sync")
+	conn, err := net.FileConn(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.New("this command is for boxlite's own use")
+	}
+	logger, err := monitorLog(c)
+	if err != nil {
+		return err
+	}
+	return exitError(life(conn.(*net.UnixConn), logger))
+}
+
+// monitorLog is the log that the command which made the container was given.
+// Without one it goes beside the container's state: standard error is the
+// container's.
+func monitorLog(c *cli.Context) (*slog.Logger, error) {
+	if c.String("log") != "" {
+		return c.App.Metadata["logs"].(*logOutput).logger, nil
+	}
+	root, err := stateRoot(c)
+	if err != nil {
+		return nil, err
+	}
+	logs := &logOutput{}
+	err = logs.open(filepath.Join(root, c.Args().First(), "monitor.log"), c.String("log-format"), c.Bool("debug"))
+	return logs.logger, err
+}

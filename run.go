@@ -1,0 +1,71 @@
+package main
+
+import (
+	"errors"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"boxlite/libvm"
+)
+
+var runCommand = &cli.Command{
+	Name:      "run",
+	Usage:     "create and start a container, wait for its end and remove it",
+	ArgsUsage: "ID",
+	Flags: append([]cli.Flag{
+		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return once it runs"},
+		&cli.BoolFlag{Name: "keep", Usage: "do not remove it at the end"},
+		&cli.BoolFlag{Name: "no-subreaper", Usage: "accepted: boxlite needs none"},
+	}, createFlags...),
+	Action: func(c *cli.Context) error {
+		stdio := libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+		if c.Bool("detach") {
+			ctr, err := createContainer(c, stdio, c.String("console-socket"))
+			if err != nil {
+				return err
+			}
+			return startOrDelete(c, ctr)
+		}
+		return runForeground(c, stdio)
+	},
+}
+
+func startOrDelete(c *cli.Context, ctr *libvm.Container) error {
+	if err := ctr.Start(); err != nil {
+		return about(c, ctr.ID, errors.Join(err, ctr.Delete(true)))
+	}
+	return nil
+}
+
+// runForeground stands for the container until it has ended.
+func runForeground(c *cli.Context, stdio libvm.Stdio) error {
+	bundle := c.String("bundle")
+	spec, err := libvm.LoadSpec(bundle)
+	if err != nil {
+		return err
+	}
+	fg, err := libvm.NewForeground(spec, c.String("console-socket"))
+	if err != nil {
+		return err
+	}
+	defer fg.Close()
+	ctr, err := createContainer(c, stdio, fg.ConsoleSocket())
+	if err != nil {
+		return err
+	}
+	if err := fg.Attach(ctr, os.Stdin, os.Stdout); err != nil {
+		return about(c, ctr.ID, errors.Join(err, ctr.Delete(true)))
+	}
+	if err := startOrDelete(c, ctr); err != nil {
+		return err
+	}
+	status, err := fg.Wait()
+	if err == nil && !c.Bool("keep") {
+		err = ctr.Delete(false)
+	}
+	if err != nil {
+		return about(c, ctr.ID, err)
+	}
+	return exitError(status)
+}

@@ -1,0 +1,219 @@
+#!/bin/bash
+# Shows boxlite at work: installs what is missing, builds, and runs containers through a Docker daemon of its own, saying
+# what each one shows. Daemon and containers live in network, mount and pid namespaces of their own, the files in one
+# directory and one cgroup: when the script ends, in whatever way, nothing of them is left. `make demo` runs it.
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PATH=/usr/bin:/bin:/usr/sbin:/sbin:$PATH # Debian's docker client, which fits Debian's daemon
+
+bold='' dim='' plain=''
+if [ -t 1 ]; then
+	bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
+fi
+
+say() { printf '%s\n' "$*"; }
+title() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
+die() {
+	printf 'demo: %s\n' "$*" >&2
+	exit 1
+}
+
+# The outside: prepares $work, runs the inside in its namespaces, cleans up.
+
+outside() {
+	[ "$(id -u)" = 0 ] || die 'network namespaces and a Docker daemon need root: sudo make demo'
+	title 'What is missing on this machine'
+	"$repo/scripts/install-deps.sh" build run demo
+	say 'Everything is there.'
+	title 'Building (the first time the guest kernels take some minutes)'
+	make -C "$repo" --no-print-directory all
+
+	work=$(mktemp -d /var/tmp/boxlite-demo.XXXXXX)
+	inside_pid=
+	trap clean_up EXIT
+	trap 'exit 130' INT TERM HUP
+	title "Installing into $work/usr, for this demo only"
+	make -C "$repo" --no-print-directory -s install PREFIX="$work/usr" >/dev/null
+	say "\$ boxlite check"
+	"$work/usr/bin/boxlite" check || die 'boxlite check says what to do'
+
+	# In the background, so that a signal is acted upon at once. unshare complains when its child is killed, hence the
+	# stderr of its own.
+	unshare --fork --pid --mount-proc --mount --net -- "$repo/scripts/demo.sh" inside "$work" 3>&2 2>"$work/unshare.log" &
+	inside_pid=$!
+	local status=0
+	wait "$inside_pid" || status=$?
+	inside_pid=
+	cat "$work/unshare.log" >&2
+	[ "$status" = 0 ] || exit "$status"
+
+	title 'What now'
+	cat <<-END
+	sudo make install                      installs to /usr/local; README.md says how to register it with your Docker or Podman
+	docker run --rm --runtime boxlite ...  is then all there is to it
+	sudo make test                         runs the tests
+	END
+}
+
+clean_up() {
+	trap '' INT TERM HUP
+	if [ -n "$inside_pid" ]; then
+		# The child of unshare is PID 1 in there: all others go with it, and unshare ends after them.
+		local init
+		init=$(ps -o pid= --ppid "$inside_pid") || true
+		[ -z "$init" ] || kill -KILL "${init// /}" 2>/dev/null || true
+		wait "$inside_pid" 2>/dev/null || true
+		say
+		say 'Interrupted: cleaning up.'
+	fi
+	find /sys/fs/cgroup -depth -type d -path "*/${work##*/}*" -exec rmdir {} + 2>/dev/null || true
+	rm -rf "$work"
+}
+
+# The inside: PID 1 of its namespaces.
+
+inside() {
+	work=$1
+	exec 2>&3 3>&-
+	make_host
+	title 'Starting a Docker daemon of its own'
+	start_docker
+	show_containers
+	if [ "$surprises" -gt 0 ]; then
+		die "$surprises commands did not do what they should"
+	fi
+}
+
+# make_host gives the namespaces their own view: a loopback, a bridge for Docker, a /sys of this network, an empty /run.
+make_host() {
+	mkdir "$work/cgroup"
+	mount --rbind /sys/fs/cgroup "$work/cgroup"
+	mount -t sysfs sysfs /sys
+	mount --rbind "$work/cgroup" /sys/fs/cgroup
+	mount -t tmpfs -o mode=755 tmpfs /run
+	ip link set lo up
+	# Made beforehand: with --bridge=none dockerd would delete the bridge of another daemon.
+	ip link add bxdemo0 type bridge
+	ip addr add 10.198.0.1/24 dev bxdemo0
+	ip link set bxdemo0 up
+	echo 1 >/proc/sys/net/ipv4/ip_forward
+}
+
+start_docker() {
+	local log=$work/dockerd.log try
+	cat >"$work/daemon.json" <<-END
+	{ "runtimes": { "boxlite": { "path": "$work/usr/bin/boxlite" } } }
+	END
+	say "daemon.json: $(cat "$work/daemon.json")"
+	export DOCKER_HOST=unix:///run/docker.sock DOCKER_CONFIG=$work
+	dockerd --config-file "$work/daemon.json" --data-root "$work/docker" --exec-root /run/docker --pidfile /run/docker.pid \
+		--host "$DOCKER_HOST" --bridge bxdemo0 --cgroup-parent "/${work##*/}" --exec-opt native.cgroupdriver=cgroupfs \
+		>"$log" 2>&1 &
+	for try in {1..300}; do
+		! docker version >/dev/null 2>&1 || break
+		if [ "$try" = 300 ] || ! kill -0 $! 2>/dev/null; then
+			die "dockerd did not come up: $(tail -n 5 "$log")"
+		fi
+		sleep 0.1
+	done
+	make_image
+}
+
+# make_image packs the host's static busybox as an image, so that nothing has to be downloaded.
+make_image() {
+	local root=$work/image applet busybox
+	busybox=$(command -v busybox)
+	mkdir -p "$root"/{bin,etc,dev,proc,sys,tmp,root,mnt}
+	cp "$busybox" "$root/bin/busybox"
+	for applet in $("$busybox" --list); do
+		[ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
+	done
+	echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+	tar -C "$root" -c . | docker import --change 'CMD ["sh"]' - busybox >/dev/null
+	say 'Image "busybox" made of the one on this machine.'
+}
+
+surprises=0
+
+# run COMMAND [STATUS] [PATTERN] prints the command as typed and runs it. It shall end with that status (default 0) and
+# print something that matches the pattern.
+run() {
+	local status=0 want=${2:-0} pattern=${3:-} out=$work/out
+	printf '%s$ %s%s\n' "$bold" "$1" "$plain"
+	eval "$1" >"$out" 2>&1 || status=$?
+	cat "$out"
+	if [ "$status" != "$want" ]; then
+		say "demo: exit status $status, expected $want"
+	elif [ -n "$pattern" ] && ! grep -Eq -- "$pattern" "$out"; then
+		say "demo: expected output that matches $pattern"
+	else
+		return 0
+	fi
+	surprises=$((surprises + 1))
+}
+
+because() { printf '%s%s%s\n' "$dim" "$*" "$plain"; }
+
+show_containers() {
+	title 'A kernel of its own'
+	because 'The host, a container of runc (which shares the host'\''s kernel), and one of boxlite:'
+	run 'uname -r'
+	run 'docker run --rm --runtime runc busybox uname -r' 0 "$(uname -r)"
+	run 'docker run --rm --runtime boxlite busybox uname -r' 0 boxlite-lean
+
+	title 'It is an ordinary container'
+	because 'stdin and stdout are pipes from end to end:'
+	run 'echo "hello from the host" | docker run -i --rm --runtime boxlite busybox tr a-z A-Z' 0 'HELLO FROM THE HOST'
+	because 'The exit code arrives:'
+	run 'docker run --rm --runtime boxlite busybox sh -c "exit 42"; echo "exit code $?"' 0 'exit code 42'
+	because 'A volume is a directory of the host, live:'
+	mkdir "$work/data"
+	run "docker run --rm --runtime boxlite -v $work/data:/data busybox sh -c 'uname -r >/data/kernel'"
+	run "cat $work/data/kernel" 0 boxlite
+
+	title 'Network, logs, exec'
+	run "docker run -d --name web --runtime boxlite -p 8080:80 busybox sh -c 'echo \"page from \$(uname -r)\" >/tmp/index.html; echo serving; exec httpd -f -p 80 -h /tmp'"
+	local ip
+	ip=$(docker inspect --format '{{.NetworkSettings.IPAddress}}' web)
+	until_serving "$ip"
+	because "Another container, in another VM, fetches a page from it over Docker's bridge:"
+	run "docker run --rm --runtime boxlite busybox wget -qO- http://$ip/" 0 'page from'
+	because 'The host fetches it through the published port:'
+	run 'busybox wget -qO- http://127.0.0.1:8080/' 0 'page from'
+	because 'And a container reaches a server on the host:'
+	busybox httpd -p 10.198.0.1:8081 -h "$work/data"
+	run 'docker run --rm --runtime boxlite busybox wget -qO- http://10.198.0.1:8081/kernel' 0 boxlite
+	run 'docker logs web' 0 serving
+	run 'docker exec web ps' 0 httpd
+	because 'What the host sees of it is the monitor, virtiofsd and QEMU:'
+	run 'docker top web -o pid,rss,comm' 0 qemu
+	run 'docker rm -f web'
+
+	title 'Limits'
+	because 'tail keeps all of an endless line in memory, of which it may have 64 MiB; 137 is 128 and SIGKILL:'
+	run 'docker run --rm --runtime boxlite --memory 64m busybox tail /dev/zero; echo "exit code $?"' 0 'exit code 137'
+
+	title 'All capabilities, and the host is none the worse'
+	local swappiness
+	swappiness=$(cat /proc/sys/vm/swappiness)
+	because 'With the kernel its own, the container may mount, make interfaces and set kernel parameters:'
+	run "docker run --rm --runtime boxlite --cap-add ALL busybox sh -c 'mount -t tmpfs demo /mnt && grep /mnt /proc/mounts; ip link add br0 type bridge && ip -o link show br0; sysctl -w vm.swappiness=7; uname -r'" 0 boxlite-net
+	because 'The host'\''s parameter is what it was:'
+	run 'cat /proc/sys/vm/swappiness' 0 "^$swappiness\$"
+}
+
+until_serving() {
+	local try
+	for try in {1..100}; do
+		! busybox wget -qO /dev/null "http://$1/" 2>/dev/null || return 0
+		sleep 0.1
+	done
+	say "demo: no answer from $1 (try $try)"
+}
+
+if [ "${1:-}" = inside ]; then
+	inside "$2"
+else
+	outside
+fi

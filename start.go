@@ -1,0 +1,16 @@
+package main
+
+import "github.com/urfave/cli/v2"
+
+var startCommand = &cli.Command{
+	Name:      "start",
+	Usage:     "run the process of a created container",
+	ArgsUsage: "ID",
+	Action: func(c *cli.Context) error {
+		ctr, err := loadContainer(c)
+		if err != nil {
+			return err
+		}
+		return about(c, ctr.ID, ctr.Start())
+	},
+}
