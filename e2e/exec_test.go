@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"boxlite/e2e/stream"
+)
+
+func TestExec(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.start("-e", "FROM_RUN=1", "-w", "/tmp", "--user", "7", "busybox", "sleep", "1000")
+		r := e.docker("exec", id, "sh", "-c", "echo out; echo err >&2; exit 42")
+		e.wantCode(r, 42)
+		e.want("stdout", r.stdout, "out\n")
+		e.want("stderr", r.stderr, "err\n")
+
+		got := parseReport(e.exec("-e", "FROM_EXEC=2", id, "sh", "-c",
+			`echo "env=$FROM_RUN$FROM_EXEC"; echo "cwd=$(pwd)"; echo "id=$(id -u)"; echo "init=$(cat /proc/1/comm)"; echo "host=$(hostname)"`))
+		e.wantReport(got, map[string]string{"env": "12", "cwd": "/tmp", "id": "7", "init": "sleep", "host": id[:12]})
+		got = parseReport(e.exec("-u", "user", "-w", "/etc", id, "sh", "-c", `echo "id=$(id -u) $(id -G)"; echo "cwd=$(pwd)"; echo "home=$HOME"`))
+		e.wantReport(got, map[string]string{"id": "1000 1001 1002", "cwd": "/etc", "home": "/home/user"})
+		// Capabilities are per process: none for another user, docker's for root.
+		for user, want := range map[string]string{"user": "0000000000000000", "root": "00000000a80425fb"} {
+			e.want("capabilities of "+user, e.exec("-u", user, id, "sh", "-c", "grep CapEff /proc/self/status | cut -f2"), want)
+		}
+
+		r = e.dockerIn(strings.NewReader("piped in"), "exec", "-i", id, "cat")
+		e.want("stdin", r.stdout, "piped in")
+		e.wantCode(e.docker("exec", id, "sh", "-c", "kill -KILL $$"), 137)
+		e.wantCode(e.docker("exec", id, "sh", "-c", "kill -TERM $$"), 143)
+	})
+}
+
+func TestExecOfMissingCommand(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.start("busybox", "sleep", "1000")
+		for command, want := range map[string]struct {
+			code int
+			text string
+		}{
+			// dockerd 20.10 has 126 for all of them; later ones 127 where runc says not found.
+			"nosuch":              {126, `exec: "nosuch": executable file not found in $PATH`},
+			"/nosuch":             {126, `stat /nosuch: no such file or directory`},
+			"/etc/not-executable": {126, `permission denied`},
+		} {
+			r := e.docker("exec", id, command)
+			e.wantCode(r, want.code)
+			e.wantPart("output", r.stdout+r.stderr, want.text)
+			e.wantPart("output", r.stdout+r.stderr, "exec failed")
+		}
+		e.want("the container after it", e.exec(id, "echo", "lives"), "lives")
+	})
+}
+
+func TestExecWithTerminal(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.start("busybox", "sleep", "1000")
+		r := e.docker("exec", "-t", id, "sh", "-c", "test -t 0 && test -t 1 && test -t 2 && echo terminal; exit 6")
+		e.wantCode(r, 6)
+		e.want("stdout", r.stdout, "terminal\r\n")
+
+		s := e.terminal("exec", "-it", id, "probe", "tty")
+		s.expect("size ")
+		s.resizeUntil(33, 99, "size 33 99")
+		s.send("bye\r")
+		e.want("exit code", itoa(s.end()), "0")
+
+		// Ctrl-C reaches the process of this terminal and no other.
+		s = e.terminal("exec", "-it", id, "sh", "-c", "echo sleeps; exec sleep 1000")
+		s.expect("sleeps\r\n")
+		s.send("\x03")
+		e.want("exit code after Ctrl-C", itoa(s.end()), "130")
+		e.want("the container after it", e.inspect(id, ".State.Status"), "running")
+	})
+}
+
+func TestManyExecsAtOnce(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.start("busybox", "sleep", "1000")
+		const n = 20
+		type answer struct {
+			i int
+			r result
+		}
+		answers := make(chan answer)
+		for i := range n {
+			go func() {
+				in := stream.NewReader(uint64(i), 1<<20)
+				answers <- answer{i, e.dockerIn(in, "exec", "-i", id, "sh", "-c", fmt.Sprintf("probe sum; exit %d", i))}
+			}()
+		}
+		for range n {
+			a := <-answers
+			e.wantCode(a.r, a.i)
+			want, err := stream.Sum(stream.NewReader(uint64(a.i), 1<<20))
+			e.noErr(err)
+			e.want(fmt.Sprintf("stream of exec %d", a.i), strings.TrimSpace(a.r.stdout), want)
+		}
+	})
+}
+
+func TestExecDetachedAndEndOfContainer(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.start("busybox", "sleep", "1000")
+		e.ok("exec", "-d", id, "sh", "-c", "echo made >/tmp/made; exec sleep 1000")
+		if err := waitFor("the detached exec works", func() bool { return e.docker("exec", id, "cat", "/tmp/made").stdout == "made\n" }); err != nil {
+			e.Error(err)
+		}
+		// A running exec ends with the container, and its client learns it.
+		s := e.session("exec", id, "sh", "-c", "echo running; exec sleep 1000")
+		s.expect("running\n")
+		e.ok("kill", id)
+		if code := s.end(); code != 137 {
+			e.Errorf("exec ended with %d, want 137", code)
+		}
+		r := e.docker("exec", id, "true")
+		e.wantCode(r, 1)
+		e.wantPart("exec of a stopped one", r.stderr, "is not running")
+	})
+}

@@ -1,0 +1,129 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestMemoryLimit(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		within := e.run("--memory", "128m", "busybox", "probe", "hog", "64")
+		e.wantCode(within, 0)
+		e.wantPart("stdout", within.stdout, "touched 64\n")
+		beyond := e.run("--memory", "128m", "--memory-swap", "128m", "busybox", "probe", "hog", "1024")
+		e.wantCode(beyond, 137)
+		if !strings.Contains(beyond.stdout, "touched 64\n") || strings.Contains(beyond.stdout, "touched 144\n") {
+			e.Errorf("killed after %q, want after 64 and before 144 MiB", beyond.stdout)
+		}
+
+		// A process beside init is killed alone; the container goes on.
+		got := e.report("--memory", "128m", "busybox", "sh", "-c", `probe hog 1024 >/dev/null; echo "child=$?"; echo "after=ok"`)
+		e.wantReport(got, map[string]string{"child": "137", "after": "ok"})
+	})
+}
+
+// Without a limit a container has the host's memory under runc and the VM's default size otherwise; this much it has.
+func TestMemoryWithoutLimit(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.wantPart("stdout", e.runOK("busybox", "probe", "hog", "768"), "touched 768")
+	})
+}
+
+func TestCPULimit(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		// Two loops want two CPUs; the quota leaves half of one.
+		r := e.run("--cpus", "0.5", "busybox", "time", "-p", "timeout", "4", "sh", "-c", "(while :; do :; done) & P=$!; trap 'kill $P; exit 0' TERM; while :; do :; done")
+		times := map[string]float64{}
+		for line := range strings.Lines(r.stderr) {
+			if f := strings.Fields(line); len(f) == 2 {
+				times[f[0]], _ = strconv.ParseFloat(f[1], 64)
+			}
+		}
+		if times["real"] < 3.5 {
+			e.Fatalf("the loops ended early: %s", r)
+		}
+		// time counts the loop that it waits for: at most the quota, and some of it.
+		if share := (times["user"] + times["sys"]) / times["real"]; share > 0.7 || share == 0 {
+			e.Errorf("the container had %.2f of a CPU, want at most 0.5: %s", share, r)
+		}
+	})
+}
+
+func TestPidsLimit(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		out := e.runOK("--pids-limit", "30", "busybox", "probe", "fork", "100")
+		var got int
+		if _, err := fmt.Sscanf(out, "refused after %d:", &got); err != nil || got < 5 || got >= 30 {
+			e.Errorf("fork = %q, want it refused before 30", out)
+		}
+		e.want("without a limit", e.runOK("busybox", "probe", "fork", "200"), "started 200")
+	})
+}
+
+func TestUlimitShmSysctlDevices(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		got := e.report("--ulimit", "nofile=123:456", "--ulimit", "core=0", "--ulimit", "nproc=77", "--shm-size", "32m",
+			"--sysctl", "net.ipv4.ip_local_port_range=2000 3000", "--sysctl", "net.core.somaxconn=321", "--sysctl", "kernel.shmmni=99",
+			"--oom-score-adj", "345", "--device", "/dev/null:/dev/xnull", "busybox", "sh", "-c", `
+echo "nofile=$(ulimit -Sn) $(ulimit -Hn)"
+echo "core=$(ulimit -c)"
+echo "nproc=$(grep 'Max processes' /proc/self/limits | awk '{print $3,$4}')"
+echo "shm=$(df -k /dev/shm | awk 'NR==2{print $2}')"
+echo "ports=$(cat /proc/sys/net/ipv4/ip_local_port_range | tr '\t' ' ')"
+echo "somaxconn=$(cat /proc/sys/net/core/somaxconn)"
+echo "shmmni=$(cat /proc/sys/kernel/shmmni)"
+echo "oom=$(cat /proc/self/oom_score_adj)"
+echo "device=$(stat -c '%F %t:%T' /dev/xnull) $(echo x >/dev/xnull && wc -c </dev/xnull)"
+for d in null zero full random urandom tty ptmx; do [ -e /dev/$d ] || echo "missing=$d"; done
+echo "links=$(readlink /dev/fd) $(readlink /dev/stdin) $(readlink /dev/stdout) $(readlink /dev/stderr)"
+echo "full=$(echo x 2>&1 >/dev/full | grep -o 'No space left on device')"
+echo "zero=$(head -c 3 /dev/zero | od -An -tx1)"`)
+		e.wantReport(got, map[string]string{
+			"nofile": "123 456", "core": "0", "nproc": "77 77", "shm": "32768", "ports": "2000 3000", "somaxconn": "321",
+			"shmmni": "99", "oom": "345", "device": "character special file 1:3 0", "zero": " 00 00 00",
+			"links": "/proc/self/fd /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2", "full": "No space left on device",
+		})
+		if d, ok := got["missing"]; ok {
+			e.Errorf("/dev/%s is missing", d)
+		}
+	})
+}
+
+// docker stats and the OOM killer read the cgroup of the process whose pid is reported.
+func TestHostCgroup(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.start("--memory", "128m", "--cpus", "1.5", "--pids-limit", "500", "busybox", "sleep", "1000")
+		text, err := os.ReadFile("/proc/" + e.inspect(id, ".State.Pid") + "/cgroup")
+		e.noErr(err)
+		for _, controller := range []string{"memory", "cpu", "pids", "freezer", "devices"} {
+			e.wantPart("cgroup of the container's pid", string(text), controller+":/"+tag+"/"+id+"\n")
+		}
+		file := func(controller, name string) int {
+			text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, tag, id, name))
+			e.noErr(err)
+			n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+			e.noErr(err)
+			return n
+		}
+		e.want("cpu quota", itoa(file("cpu", "cpu.cfs_quota_us")), itoa(file("cpu", "cpu.cfs_period_us")*3/2))
+		limit, pids := file("memory", "memory.limit_in_bytes"), file("pids", "pids.max")
+		if e.rt.isVM() {
+			if limit < 128<<20 || limit > 1<<30 || pids < 500 {
+				e.Errorf("memory limit %d, pids %d, want the container's plus the VM's own", limit, pids)
+			}
+		} else {
+			e.want("memory limit and pids", fmt.Sprint(limit, pids), fmt.Sprint(128<<20, 500))
+		}
+		if used := file("memory", "memory.usage_in_bytes"); used == 0 {
+			e.Errorf("memory usage is 0: what uses memory is not in the cgroup")
+		}
+		stats := e.ok("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", id)
+		if strings.HasPrefix(stats, "0B") || strings.HasSuffix(stats, " 0") || strings.Contains(stats, "--") {
+			e.Errorf("docker stats = %q, want memory and processes", stats)
+		}
+	})
+}

@@ -1,0 +1,312 @@
+package e2e
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The test binary runs itself in stages, named by stageVar:
+//
+//	"" (go test) -> init, PID 1 of new pid, mount, network namespaces -> suite, which runs the tests
+//	                                                                      -> reaper, see runtime_test.go
+//
+// When go test's process ends in whatever way, init is killed, and with it everything in its pid namespace.
+const (
+	stageVar = "E2E_STAGE"
+	workVar  = "E2E_WORK" // directory on disk, removed at the end: images, bundles, logs
+	tagVar   = "E2E_TAG"  // in the name of every cgroup and container of this run
+)
+
+// Set by the suite stage, before any test.
+var (
+	workDir   string
+	tag       string
+	dockerBin string
+	runtimes  []ociRuntime
+	theDaemon *daemon
+)
+
+// An ociRuntime is a runtime under test.
+type ociRuntime struct {
+	name string
+	bin  string
+}
+
+// isVM says whether a container of the runtime has its own kernel.
+func (r ociRuntime) isVM() bool { return r.name == "boxlite" }
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	var code int
+	switch os.Getenv(stageVar) {
+	case "":
+		if list := flag.Lookup("test.list"); list != nil && list.Value.String() != "" {
+			code = m.Run()
+			break
+		}
+		code = outerStage()
+	case "init":
+		code = initStage()
+	case "suite":
+		code = suiteStage(m)
+	case "reaper":
+		code = reaperStage()
+	}
+	os.Exit(code)
+}
+
+func complain(err error) int {
+	fmt.Fprintln(os.Stderr, "e2e:", err)
+	return 1
+}
+
+// outerStage prepares what is on disk, runs the rest in namespaces of its own and removes everything after it.
+func outerStage() int {
+	if err := checkMachine(); err != nil {
+		return complain(err)
+	}
+	work, err := os.MkdirTemp("/var/tmp", "boxlite-e2e-")
+	if err != nil {
+		return complain(err)
+	}
+	tag := "bxe2e" + fmt.Sprint(os.Getpid())
+	defer func() {
+		if os.Getenv("E2E_KEEP") == "" {
+			if err := os.RemoveAll(work); err != nil {
+				complain(err)
+			}
+		}
+		for _, dir := range taggedCgroups(tag) {
+			if err := os.Remove(dir); err != nil {
+				complain(err)
+			}
+		}
+	}()
+	if err := buildRootfs(filepath.Join(work, "rootfs")); err != nil {
+		return complain(err)
+	}
+
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool {
+		return strings.HasPrefix(arg, "-test.testlogfile") // in a /tmp that the suite does not see
+	})
+	inside := exec.Command("/proc/self/exe", args...)
+	inside.Env = append(os.Environ(), stageVar+"=init", workVar+"="+work, tagVar+"="+tag)
+	inside.Stdout, inside.Stderr = os.Stdout, os.Stderr
+	inside.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
+		Pdeathsig:  syscall.SIGKILL,
+		Setpgid:    true, // Ctrl-C comes to this process alone, which then cleans up
+	}
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	runtime.LockOSThread() // Pdeathsig follows the thread
+	if err := inside.Start(); err != nil {
+		return complain(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- inside.Wait() }()
+	select {
+	case s := <-interrupted:
+		complain(fmt.Errorf("ended by %v", s))
+		_ = inside.Process.Kill() // it may have ended meanwhile
+		<-done
+		return 1
+	case err := <-done:
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			return complain(err)
+		}
+		return max(inside.ProcessState.ExitCode(), -inside.ProcessState.ExitCode())
+	}
+}
+
+// checkMachine names everything that is missing at once: a suite that skips what it cannot run proves nothing.
+func checkMachine() error {
+	var missing []error
+	if os.Geteuid() != 0 {
+		missing = append(missing, errors.New("root is needed"))
+	}
+	for _, tool := range [][2]string{
+		{dockerPath(), "docker.io"},
+		{"dockerd", "docker.io"},
+		{"containerd", "containerd"},
+		{"runc", "runc"},
+		{"ip", "iproute2"},
+		{"tc", "iproute2"},
+		{"iptables", "iptables"},
+		{"unshare", "util-linux"},
+		{"go", "golang"},
+	} {
+		if _, err := exec.LookPath(tool[0]); err != nil {
+			missing = append(missing, fmt.Errorf("%s is missing (Debian: apt-get install %s)", tool[0], tool[1]))
+		}
+	}
+	if _, err := os.Stat(busyboxPath); err != nil {
+		missing = append(missing, fmt.Errorf("%w (Debian: apt-get install busybox-static)", err))
+	}
+	rts, err := selectedRuntimes()
+	if err != nil {
+		missing = append(missing, err)
+	}
+	for _, rt := range rts {
+		if out, err := exec.Command(rt.bin, "--version").CombinedOutput(); err != nil {
+			missing = append(missing, fmt.Errorf("%s --version: %w: %s (make builds it; E2E_RUNTIMES=runc leaves it out)", rt.bin, err, out))
+		}
+	}
+	return errors.Join(missing...)
+}
+
+// dockerPath is the client: Debian's, as the private daemon is Debian's, unless DOCKER names another.
+func dockerPath() string {
+	if p := os.Getenv("DOCKER"); p != "" {
+		return p
+	}
+	return "/usr/bin/docker"
+}
+
+// selectedRuntimes reads E2E_RUNTIMES (a list; default runc,boxlite) and BOXLITE (default: bin/boxlite of this tree).
+func selectedRuntimes() ([]ociRuntime, error) {
+	names := os.Getenv("E2E_RUNTIMES")
+	if names == "" {
+		names = "runc,boxlite"
+	}
+	var rts []ociRuntime
+	for name := range strings.SplitSeq(names, ",") {
+		switch name {
+		case "runc":
+			bin, err := exec.LookPath("runc")
+			if err != nil {
+				return nil, err
+			}
+			rts = append(rts, ociRuntime{name: name, bin: bin})
+		case "boxlite":
+			bin := os.Getenv("BOXLITE")
+			if bin == "" {
+				bin = "../bin/boxlite"
+			}
+			bin, err := filepath.Abs(bin)
+			if err != nil {
+				return nil, err
+			}
+			rts = append(rts, ociRuntime{name: name, bin: bin})
+		default:
+			return nil, fmt.Errorf("E2E_RUNTIMES: unknown runtime %q", name)
+		}
+	}
+	return rts, nil
+}
+
+// initStage is PID 1: it makes the host that the tests see, runs them, and reaps what they leave.
+func initStage() int {
+	if err := makeHost(); err != nil {
+		return complain(err)
+	}
+	suite := exec.Command("/proc/self/exe", os.Args[1:]...)
+	suite.Env = append(os.Environ(), stageVar+"=suite")
+	suite.Stdout, suite.Stderr = os.Stdout, os.Stderr
+	if err := suite.Start(); err != nil {
+		return complain(err)
+	}
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return complain(fmt.Errorf("wait: %w", err))
+		case pid == suite.Process.Pid && status.Signaled():
+			return complain(fmt.Errorf("the tests were killed: %v", status.Signal()))
+		case pid == suite.Process.Pid:
+			return status.ExitStatus()
+		}
+	}
+}
+
+// makeHost gives the namespaces a /proc and /sys that fit them, a loopback, and empty directories for what is temporary.
+func makeHost() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	cgroups, err := unix.Open("/sys/fs/cgroup", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	for _, m := range []struct{ fstype, target, data string }{
+		{"proc", "/proc", ""},
+		{"sysfs", "/sys", ""},
+		{"tmpfs", "/run", "mode=755"},
+		{"tmpfs", "/tmp", "mode=1777"},
+		{"tmpfs", "/dev/shm", "mode=1777"},
+	} {
+		if err := unix.Mount(m.fstype, m.target, m.fstype, 0, m.data); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", m.fstype, m.target, err)
+		}
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", cgroups), "/sys/fs/cgroup", "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("bind cgroups: %w", err)
+	}
+	// The default state roots may stay, empty; what is in them may not.
+	return sh("mkdir /run/runc /run/boxlite && ip link set lo up && sysctl -qw net.ipv4.ip_forward=1")
+}
+
+// suiteStage runs the tests, with a dockerd for all of them.
+func suiteStage(m *testing.M) int {
+	workDir, tag, dockerBin = os.Getenv(workVar), os.Getenv(tagVar), dockerPath()
+	for _, v := range []string{stageVar, workVar, tagVar, "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_BUILDKIT"} {
+		if err := os.Unsetenv(v); err != nil {
+			return complain(err)
+		}
+	}
+	var err error
+	if runtimes, err = selectedRuntimes(); err != nil {
+		return complain(err)
+	}
+	if text := os.Getenv("E2E_DEADLINE"); text != "" {
+		if deadline, err = time.ParseDuration(text); err != nil {
+			return complain(fmt.Errorf("E2E_DEADLINE: %w", err))
+		}
+	}
+	theDaemon = newDaemon("main", 1)
+	if err := theDaemon.start(); err != nil {
+		return complain(err)
+	}
+	if err := theDaemon.importImage(); err != nil {
+		return complain(err)
+	}
+	return m.Run()
+}
+
+// sh runs a script that prepares something.
+func sh(script string) error {
+	if out, err := exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", script, err, out)
+	}
+	return nil
+}
+
+// taggedCgroups lists the directories below /sys/fs/cgroup that have tag in their name or in that of a parent, children first.
+func taggedCgroups(tag string) []string {
+	var dirs []string
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(path, tag) {
+			dirs = append(dirs, path)
+		}
+		return nil // a group may go away meanwhile
+	})
+	slices.Reverse(dirs)
+	return dirs
+}

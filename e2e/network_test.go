@@ -1,0 +1,172 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// echoServer answers on the host at address with what it is sent. It returns its port.
+func (e *env) echoServer(address string) string {
+	e.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	e.noErr(err)
+	e.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return // closed with the case
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn) // the other side judges what came back
+			}()
+		}
+	}()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	e.noErr(err)
+	return port
+}
+
+// dialEcho sends text from the host to address and returns the answer.
+func dialEcho(address, text string) (string, error) {
+	conn, err := net.DialTimeout("tcp", address, 10*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return "", err
+	}
+	if _, err := io.WriteString(conn, text); err != nil {
+		return "", err
+	}
+	buf := make([]byte, len(text))
+	_, err = io.ReadFull(conn, buf)
+	return string(buf), err
+}
+
+func TestBridgeNetwork(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		// An address of the host that is not on the bridge: reached through the default route.
+		e.shOut("ip addr add 198.51.100.1/32 dev lo")
+		e.Cleanup(func() { e.shOut("ip addr del 198.51.100.1/32 dev lo") })
+		id := e.startReady("listening", "-p", "18080:7", "-p", "18081:7/udp", "busybox", "sh", "-c",
+			"probe serve udp :7 & exec probe serve tcp :7")
+		address, gateway := e.inspect(id, ".NetworkSettings.IPAddress"), e.inspect(id, ".NetworkSettings.Gateway")
+		address6 := e.inspect(id, ".NetworkSettings.GlobalIPv6Address")
+		e.want("gateway", gateway, e.d.gateway)
+		got := parseReport(e.exec(id, "sh", "-c", `
+echo "address=$(ip -4 -o addr show dev eth0 | awk '{print $4}')"
+echo "address6=$(ip -6 -o addr show dev eth0 scope global | awk '{print $4}')"
+echo "mac=$(cat /sys/class/net/eth0/address)"
+echo "mtu=$(cat /sys/class/net/eth0/mtu)"
+echo "route=$(ip route show default | awk '{print $3,$5}')"
+echo "route6=$(ip -6 route show default | awk '{print $3,$5}')"
+echo "links=$(ls /sys/class/net | grep -v -e tunl -e sit -e ip6 -e gre -e erspan -e vti | tr '\n' ' ')"
+echo "lo=$(ip -4 -o addr show dev lo | awk '{print $4}')"
+echo "ping=$(ping -c 1 -W 10 `+gateway+` | grep -c ' 0% packet loss')"
+echo "ping6=$(ping -6 -c 1 -W 10 `+e.d.gateway6+` | grep -c ' 0% packet loss')"
+echo "loopback=$(probe dial tcp 127.0.0.1:7 self)"
+echo "hosts=$(grep -c "`+address+`" /etc/hosts)"
+`))
+		e.wantReport(got, map[string]string{
+			"address": address + "/24", "address6": address6 + "/64", "mac": e.inspect(id, ".NetworkSettings.MacAddress"), "mtu": "1500",
+			"route": gateway + " eth0", "route6": e.d.gateway6 + " eth0", "links": "eth0 lo ", "lo": "127.0.0.1/8",
+			"ping": "1", "ping6": "1", "loopback": "self", "hosts": "1",
+		})
+
+		// Out to the host: on the bridge, beyond the gateway, over IPv6.
+		for _, host := range []string{gateway, "198.51.100.1", e.d.gateway6} {
+			port := e.echoServer(host)
+			e.want("answer of "+host, e.exec(id, "probe", "dial", "tcp", net.JoinHostPort(host, port), "outbound"), "outbound")
+		}
+		// In from the host: to the address, to the published port at each of the host's addresses.
+		for _, to := range []string{address + ":7", "[" + address6 + "]:7", gateway + ":18080", "127.0.0.1:18080", "198.51.100.1:18080"} {
+			answer, err := dialEcho(to, "inbound")
+			if err != nil || answer != "inbound" {
+				e.Errorf("dial %s from the host = %q, %v", to, answer, err)
+			}
+		}
+		udp, err := net.DialTimeout("udp", gateway+":18081", 10*time.Second)
+		e.noErr(err)
+		defer udp.Close()
+		e.noErr(udp.SetDeadline(time.Now().Add(20 * time.Second)))
+		_, err = io.WriteString(udp, "datagram")
+		e.noErr(err)
+		buf := make([]byte, 100)
+		n, err := udp.Read(buf)
+		if err != nil || string(buf[:n]) != "datagram" {
+			e.Errorf("published udp port answers %q, %v", buf[:n], err)
+		}
+
+		// Container to container, by address, and much of it.
+		e.wantPart("echoed between containers", e.runOK("busybox", "probe", "echo-sum", address+":7", "20000000"), "20000000 bytes")
+	})
+}
+
+func TestClosedPortRefuses(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.start("busybox", "sleep", "1000")
+		_, err := dialEcho(e.inspect(id, ".NetworkSettings.IPAddress")+":7", "x")
+		if err == nil || !strings.Contains(err.Error(), "refused") {
+			e.Errorf("dial of a closed port: %v, want it refused", err)
+		}
+		r := e.docker("exec", id, "probe", "dial", "tcp", e.d.gateway+":9", "x")
+		e.wantPart("dial of the host's closed port", r.stderr, "refused")
+	})
+}
+
+func TestTwoNetworksMTUAndNone(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.ok("network", "create", "--subnet", "10.198.1.0/24", "-o", "com.docker.network.driver.mtu=1400", "small")
+		e.ok("network", "create", "--subnet", "10.198.2.0/24", "other")
+		one := e.startReady("listening", "--network", "small", "--ip", "10.198.1.50", "--mac-address", "02:42:00:00:00:50", "busybox", "probe", "serve", "tcp", ":7")
+		e.wantReport(parseReport(e.exec(one, "sh", "-c", `echo "mac=$(cat /sys/class/net/eth0/address)"; echo "mtu=$(cat /sys/class/net/eth0/mtu)"`)),
+			map[string]string{"mac": "02:42:00:00:00:50", "mtu": "1400"})
+
+		// created, connected to a second network, then started: two interfaces.
+		two := e.ok("create", "--runtime", e.rt.name, "--network", "small", "busybox", "sleep", "1000")
+		e.ok("network", "connect", "--ip", "10.198.2.60", "other", two)
+		e.ok("start", two)
+		e.want("addresses", e.exec(two, "sh", "-c", "ip -4 -o addr show | awk '$2!=\"lo\"{print $4}' | sort | sed 's/[.0-9]*60/60/' | tail -1"), "60/24")
+		e.want("dial over the first", e.exec(two, "probe", "dial", "tcp", "10.198.1.50:7", "hello"), "hello")
+		port := e.echoServer("10.198.2.1")
+		e.want("dial over the second", e.exec(two, "probe", "dial", "tcp", "10.198.2.1:"+port, "hello"), "hello")
+
+		got := e.report("--network", "none", "busybox", "sh", "-c", `
+echo "links=$(ls /sys/class/net | grep -c -e eth -e ens -e enp)"
+echo "routes=$(ip route | wc -l)"
+echo "lo=$(ping -c 1 127.0.0.1 | grep -c ' 0% packet loss')"`)
+		e.wantReport(got, map[string]string{"links": "0", "routes": "0", "lo": "1"})
+	})
+}
+
+// What VM runtimes break first: the bytes that a published port carries while the container is busy, and many connections.
+func TestManyConnections(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.startReady("listening", "busybox", "probe", "serve", "tcp", ":7")
+		address := e.inspect(id, ".NetworkSettings.IPAddress") + ":7"
+		errs := make(chan error)
+		const n = 50
+		for i := range n {
+			go func() {
+				text := strings.Repeat(fmt.Sprintf("connection %d ", i), 1000)
+				answer, err := dialEcho(address, text)
+				if err == nil && answer != text {
+					err = fmt.Errorf("connection %d: the answer differs", i)
+				}
+				errs <- err
+			}()
+		}
+		for range n {
+			if err := <-errs; err != nil {
+				e.Error(err)
+			}
+		}
+	})
+}

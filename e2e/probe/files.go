@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"golang.org/x/sys/unix"
+)
+
+// mmapShared FILE writes through a shared mapping and reads the file back through a descriptor.
+func mmapShared(args []string) error {
+	f, err := os.OpenFile(args[0], os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(2 << 20); err != nil {
+		return err
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, 2<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("mmap shared: %w", err)
+	}
+	want := []byte("written through the mapping")
+	copy(m[1<<20:], want)
+	if err := unix.Msync(m, unix.MS_SYNC); err != nil {
+		return fmt.Errorf("msync: %w", err)
+	}
+	got := make([]byte, len(want))
+	if _, err := f.ReadAt(got, 1<<20); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("the file holds %q, the mapping %q", got, want)
+	}
+	fmt.Println("mmap ok")
+	return nil
+}
+
+// flock FILE takes the lock twice through two descriptors; the second must be refused until the first lets go.
+func flock(args []string) error {
+	a, err := os.OpenFile(args[0], os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	b, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(a.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("first lock: %w", err)
+	}
+	if err := unix.Flock(int(b.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("second lock = %v, want %v", err, unix.EWOULDBLOCK)
+	}
+	if err := unix.Flock(int(a.Fd()), unix.LOCK_UN); err != nil {
+		return err
+	}
+	if err := unix.Flock(int(b.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("lock after unlock: %w", err)
+	}
+	fmt.Println("flock ok")
+	return nil
+}
+
+// fcntlLock FILE holds a record lock while a second process tries the same record and its neighbour.
+func fcntlLock(args []string) error {
+	f, err := os.OpenFile(args[0], os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: 0, Len: 10}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &lock); err != nil {
+		return fmt.Errorf("lock: %w", err)
+	}
+	out, err := exec.Command("/proc/self/exe", "fcntl-try", args[0]).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("second process: %w: %s", err, out)
+	}
+	fmt.Println("fcntl ok")
+	return nil
+}
+
+func fcntlTry(args []string) error {
+	f, err := os.OpenFile(args[0], os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	held := unix.Flock_t{Type: unix.F_WRLCK, Start: 5, Len: 1}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &held); !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("lock of a held record = %v, want %v", err, unix.EAGAIN)
+	}
+	free := unix.Flock_t{Type: unix.F_WRLCK, Start: 10, Len: 1}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &free); err != nil {
+		return fmt.Errorf("lock of a free record: %w", err)
+	}
+	return nil
+}
+
+// xattr FILE sets, reads, lists and removes a user attribute; one, user.kept, stays.
+func xattr(args []string) error {
+	const name = "user.boxlite.test"
+	value := []byte("some value")
+	if err := unix.Setxattr(args[0], name, value, unix.XATTR_CREATE); err != nil {
+		return fmt.Errorf("set: %w", err)
+	}
+	buf := make([]byte, 256)
+	n, err := unix.Getxattr(args[0], name, buf)
+	if err != nil || !bytes.Equal(buf[:n], value) {
+		return fmt.Errorf("get = %q, %v, want %q", buf[:max(n, 0)], err, value)
+	}
+	n, err = unix.Listxattr(args[0], buf)
+	if err != nil || !bytes.Contains(buf[:n], []byte(name)) {
+		return fmt.Errorf("list = %q, %v, want %s in it", buf[:max(n, 0)], err, name)
+	}
+	if err := unix.Removexattr(args[0], name); err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	if _, err := unix.Getxattr(args[0], name, buf); !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("get after remove = %v, want %v", err, unix.ENODATA)
+	}
+	if err := unix.Setxattr(args[0], "user.kept", []byte("kept"), 0); err != nil {
+		return fmt.Errorf("set user.kept: %w", err)
+	}
+	fmt.Println("xattr ok")
+	return nil
+}

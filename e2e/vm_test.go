@@ -1,0 +1,103 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Kernel, memory and processors of the VM: from the spec's limits, over them the annotations, over these the flags.
+func TestShapeOfTheVM(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		const script = `echo "kernel=$(uname -r)"; echo "cpus=$(nproc)"; echo "mem=$(awk '/MemTotal/{print int($2/1024)}' /proc/meminfo)"`
+		for _, c := range []struct {
+			name        string
+			annotations map[string]string
+			flags       []string
+			edit        func(*specs.Spec)
+			kernel      string
+			cpus        int
+			minMiB      int // of MemTotal, which lacks what the kernel keeps
+			maxMiB      int
+		}{
+			{"default", nil, nil, nil, "lean", 0, 800, 1024},
+			{"annotated", map[string]string{"boxlite.kernel": "net", "boxlite.memory": "512", "boxlite.vcpus": "1"}, nil, nil, "net", 1, 380, 512},
+			{
+				"flags",
+				map[string]string{"boxlite.kernel": "net", "boxlite.memory": "512", "boxlite.vcpus": "1"},
+				[]string{"--kernel", "lean", "--vm-memory", "768", "--vcpus", "2"},
+				nil, "lean", 2, 600, 768,
+			},
+			{"limits", nil, nil, func(s *specs.Spec) {
+				quota, period, limit := int64(50000), uint64(100000), int64(700<<20)
+				s.Linux.Resources.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
+				s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
+			}, "lean", 1, 700, 1100},
+		} {
+			b := h.bundle("shape-"+c.name, script, func(s *specs.Spec) {
+				s.Annotations = c.annotations
+				if c.edit != nil {
+					c.edit(s)
+				}
+			})
+			r := h.cmd(append(append([]string{}, c.flags...), "run", "--bundle", b.dir, b.id)...)
+			h.wantCode(r, 0)
+			got := parseReport(r.stdout)
+			if !strings.HasSuffix(got["kernel"], "-boxlite-"+c.kernel) {
+				h.Errorf("%s: kernel %q, want %s", c.name, got["kernel"], c.kernel)
+			}
+			if c.cpus != 0 {
+				h.want(c.name+": cpus", got["cpus"], itoa(c.cpus))
+			}
+			if mem, err := strconv.Atoi(got["mem"]); err != nil || mem < c.minMiB || mem > c.maxMiB {
+				h.Errorf("%s: MemTotal %q MiB, want %d to %d", c.name, got["mem"], c.minMiB, c.maxMiB)
+			}
+		}
+		b := h.bundle("shape-bad", "true", func(s *specs.Spec) { s.Annotations = map[string]string{"boxlite.memory": "much"} })
+		h.wantFail("boxlite.memory.*much", "create", "--bundle", b.dir, b.id)
+		b = h.bundle("shape-no-kernel", "true", func(s *specs.Spec) { s.Annotations = map[string]string{"boxlite.kernel": "nosuch"} })
+		h.wantFail("nosuch", "create", "--bundle", b.dir, b.id)
+	})
+}
+
+func TestCheck(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		h.root = ""
+		r := h.cmd("check")
+		h.wantCode(r, 0)
+		for _, part := range []string{"qemu", "virtiofsd", "kvm", "/dev/net/tun", "lean", "net", "cgroup"} {
+			h.wantPart("check", strings.ToLower(r.stdout), part)
+		}
+		r = h.cmd("--virtiofsd", "/no/such/virtiofsd", "check")
+		h.wantCode(r, 1)
+		h.wantPart("check", r.stdout, "virtiofsd")
+	})
+}
+
+// spec writes a bundle's config.json that the runtime itself takes, and never over another.
+func TestSpec(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("spec", "true", nil)
+		path := filepath.Join(b.dir, "config.json")
+		h.wantFail("(?i)exists", "spec", "--bundle", b.dir)
+		h.noErr(os.Remove(path))
+		h.must("spec", "--bundle", b.dir)
+		text, err := os.ReadFile(path)
+		h.noErr(err)
+		text = regexp.MustCompile(`"args": \[\s*"sh"\s*\]`).ReplaceAll(text, []byte(`"args": ["sh", "-c", "echo ran; touch /x; exit 4"]`))
+		text = regexp.MustCompile(`"terminal": true`).ReplaceAll(text, []byte(`"terminal": false`))
+		h.noErr(os.WriteFile(path, text, 0o644))
+		r := h.cmd("run", "--bundle", b.dir, b.id)
+		h.wantCode(r, 4)
+		h.want("stdout", r.stdout, "ran\n")
+		h.wantPart("the root is read-only", r.stderr, "Read-only file system")
+	})
+}

@@ -1,0 +1,198 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestVolumeBothWays(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		e.noErr(os.WriteFile(filepath.Join(dir, "from-host"), []byte("hello\n"), 0o640))
+		e.noErr(os.Chown(filepath.Join(dir, "from-host"), 1234, 4321))
+		id := e.start("-v", dir+":/v", "busybox", "sleep", "1000")
+		e.want("host's file", e.exec(id, "cat", "/v/from-host"), "hello")
+		e.want("its owner and mode", e.exec(id, "stat", "-c", "%u:%g %a %s", "/v/from-host"), "1234:4321 640 6")
+
+		// While the container runs, each side sees at once what the other does.
+		e.exec(id, "sh", "-c", "echo from the container >/v/new && chown 77:88 /v/new && chmod 4751 /v/new")
+		text, err := os.ReadFile(filepath.Join(dir, "new"))
+		e.noErr(err)
+		e.want("container's file", string(text), "from the container\n")
+		fi, err := os.Stat(filepath.Join(dir, "new"))
+		e.noErr(err)
+		st := fi.Sys().(*syscall.Stat_t)
+		e.want("its owner and mode", fmt.Sprintf("%d:%d %o", st.Uid, st.Gid, st.Mode&0o7777), "77:88 4751")
+		e.noErr(os.WriteFile(filepath.Join(dir, "later"), []byte("1"), 0o644))
+		e.want("file made later", e.exec(id, "cat", "/v/later"), "1")
+		e.noErr(os.WriteFile(filepath.Join(dir, "later"), []byte("changed and longer"), 0o644))
+		if err := waitFor("the change shows", func() bool { return e.docker("exec", id, "cat", "/v/later").stdout == "changed and longer" }); err != nil {
+			e.Error(err)
+		}
+		e.noErr(os.Remove(filepath.Join(dir, "later")))
+		if err := waitFor("the removal shows", func() bool { return e.docker("exec", id, "test", "-e", "/v/later").code == 1 }); err != nil {
+			e.Error(err)
+		}
+	})
+}
+
+// A volume behaves as a local file system does, and so does the container's root.
+func TestVolumeIsAFileSystem(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		const script = `
+cd $1 || exit
+echo "mmap=$(probe mmap mapped 2>&1)"
+echo "flock=$(probe flock lock 2>&1)"
+echo "fcntl=$(probe fcntl record 2>&1)"
+echo "xattr=$(touch attr; probe xattr attr 2>&1)"
+echo text >a; ln a b; ln -s a c; ln -s /etc/in-image out
+echo "links=$(stat -c %h a) $(readlink c) $(cat c) $([ a -ef b ] && echo same)"
+echo "absolute=$(cat out)"
+mv a moved; echo "rename=$(cat b moved | wc -l) $(cat c 2>/dev/null || echo dangling)"
+mkdir -p d/e/f; echo "rmdir=$(rmdir d 2>&1 | grep -o 'not empty') $(rm -r d && echo removed)"
+mkfifo pipe; (echo through >pipe &); echo "fifo=$(cat pipe)"
+touch -d @1000000001 old; echo "mtime=$(stat -c %Y old)"
+exec 5>gone; rm gone; echo still >&5; echo "unlinked=ok"
+dd if=/dev/zero of=sparse bs=1 count=1 seek=1073741823 2>/dev/null; echo "sparse=$(stat -c %s sparse) $([ $(stat -c %b sparse) -lt 1000 ] && echo small)"
+truncate -s 10 sparse; echo "truncate=$(stat -c %s sparse)"
+i=0; while [ $i -lt 300 ]; do : >many-$i; i=$((i+1)); done; echo "many=$(ls | grep -c many-)"
+touch private; chmod 600 private; chmod 777 .
+echo "denied=$(su -s /bin/sh user -c 'cat private' 2>&1 | grep -o 'ermission denied')"
+umask 027; touch masked; echo "umask=$(stat -c %a masked)"
+touch "sp ace" "$(printf 'new\nline')"; [ -e "$(printf 'new\nline')" ] && echo "names=$(ls | grep -c 'sp ace')"
+sync
+`
+		for _, at := range []string{"/v", "/root"} {
+			got := e.report("-v", dir+":/v", "busybox", "sh", "-c", script, "sh", at)
+			e.wantReport(got, map[string]string{
+				"mmap": "mmap ok", "flock": "flock ok", "fcntl": "fcntl ok", "xattr": "xattr ok",
+				"links": "2 a text same", "absolute": "from the image", "rename": "2 dangling",
+				"rmdir": "not empty removed", "fifo": "through", "mtime": "1000000001", "unlinked": "ok",
+				"sparse": "1073741824 small", "truncate": "10", "many": "300", "denied": "ermission denied",
+				"umask": "640", "names": "1",
+			})
+			if e.Failed() {
+				e.Logf("in %s", at)
+			}
+		}
+
+		// The host sees the same files.
+		data, err := os.ReadFile(filepath.Join(dir, "mapped"))
+		e.noErr(err)
+		e.wantPart("what was written through the mapping", string(data[1<<20:1<<20+64]), "written through the mapping")
+		buf := make([]byte, 16)
+		n, err := unix.Getxattr(filepath.Join(dir, "attr"), "user.kept", buf)
+		e.noErr(err)
+		e.want("attribute", string(buf[:n]), "kept")
+		target, err := os.Readlink(filepath.Join(dir, "out"))
+		e.noErr(err)
+		e.want("symbolic link", target, "/etc/in-image")
+		one, err := os.Stat(filepath.Join(dir, "moved"))
+		e.noErr(err)
+		two, err := os.Stat(filepath.Join(dir, "b"))
+		e.noErr(err)
+		if !os.SameFile(one, two) {
+			e.Errorf("the hard links are two files on the host")
+		}
+	})
+}
+
+func TestReadOnlyVolumeAndSingleFile(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		file := filepath.Join(dir, "file")
+		e.noErr(os.WriteFile(file, []byte("first\n"), 0o644))
+		e.noErr(os.WriteFile(filepath.Join(dir, "neighbour"), nil, 0o644))
+		e.noErr(os.Mkdir(filepath.Join(dir, "sub"), 0o755))
+		id := e.start("-v", dir+":/ro:ro", "-v", file+":/rw-file", "-v", file+":/deep/er/ro-file:ro", "-v", dir+"/sub:/ro/sub",
+			"busybox", "sleep", "1000")
+		for _, script := range []string{"touch /ro/new", "echo >/ro/file", "chmod 777 /ro/file", "rm /ro/file", "echo >/deep/er/ro-file"} {
+			r := e.docker("exec", id, "sh", "-c", script)
+			e.wantCode(r, 1)
+			e.wantPart(script, r.stderr, "Read-only file system")
+		}
+		e.want("file", e.exec(id, "cat", "/rw-file", "/deep/er/ro-file"), "first\nfirst")
+		e.want("neighbours of a single file", e.exec(id, "ls", "/deep/er"), "ro-file")
+		e.exec(id, "sh", "-c", "echo second >>/rw-file; touch /ro/sub/allowed")
+		text, err := os.ReadFile(file)
+		e.noErr(err)
+		e.want("file on the host", string(text), "first\nsecond\n")
+		if _, err := os.Stat(filepath.Join(dir, "sub/allowed")); err != nil {
+			e.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "new")); err == nil {
+			e.Errorf("a file was made in a read-only volume")
+		}
+	})
+}
+
+func TestNamedVolumes(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.ok("volume", "create", "kept")
+		e.runOK("-v", "kept:/data", "busybox", "sh", "-c", "echo kept >/data/file; chown 5:6 /data/file")
+		e.want("in the next container", e.runOK("-v", "kept:/other", "busybox", "sh", "-c", "cat /other/file; stat -c %u:%g /other/file"), "kept\n5:6")
+
+		// A new named volume begins with what the image has there; so does --volumes-from see it.
+		id := e.start("-v", "filled:/etc", "busybox", "sleep", "1000")
+		e.want("filled from the image", e.exec(id, "cat", "/etc/in-image"), "from the image")
+		e.exec(id, "touch", "/etc/added")
+		e.want("volumes-from", e.runOK("--volumes-from", id, "busybox", "ls", "/etc/added"), "/etc/added")
+	})
+}
+
+func TestTmpfsAndReadOnlyRoot(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		got := e.report("--read-only", "--tmpfs", "/scratch:size=4m,mode=1711,uid=7", "--tmpfs", "/plain", "--mount", "type=tmpfs,dst=/m,tmpfs-size=1048576",
+			"-v", "anon:/data", "busybox", "sh", "-c", `
+echo "root=$(touch /file 2>&1 | grep -o 'Read-only file system')"
+echo "etc=$(touch /etc/file 2>&1 | grep -o 'Read-only file system')"
+echo "scratch=$(stat -c '%a %u' /scratch) $(df -k /scratch | awk 'NR==2{print $2}')"
+echo "plain=$(echo x >/plain/x && cat /plain/x)"
+echo "m=$(df -k /m | awk 'NR==2{print $2}')"
+echo "full=$(dd if=/dev/zero of=/scratch/big bs=1M count=5 2>&1 | grep -o 'No space left on device')"
+echo "type=$(grep ' /scratch ' /proc/self/mountinfo | grep -o ' - tmpfs' )"
+echo "options=$(grep ' /plain ' /proc/self/mountinfo | grep -o 'nosuid,nodev,noexec')"
+echo "volume=$(touch /data/x && echo ok)"
+echo "dev=$(touch /dev/x && echo ok) shm=$(touch /dev/shm/x && echo ok)"`)
+		e.wantReport(got, map[string]string{
+			"root": "Read-only file system", "etc": "Read-only file system", "scratch": "1711 7 4096", "plain": "x", "m": "1024",
+			"full": "No space left on device", "type": " - tmpfs", "options": "nosuid,nodev,noexec", "volume": "ok", "dev": "ok shm=ok",
+		})
+	})
+}
+
+// Many mounts are many mounts: each shows its own directory, in whatever order they come.
+func TestManyVolumes(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		args := []string{}
+		var want strings.Builder
+		for i := range 20 {
+			sub := filepath.Join(dir, itoa(i))
+			e.noErr(os.Mkdir(sub, 0o755))
+			e.noErr(os.WriteFile(filepath.Join(sub, "name"), fmt.Appendf(nil, "volume %d\n", i), 0o644))
+			args = append(args, "-v", fmt.Sprintf("%s:/v/%d", sub, i))
+			fmt.Fprintf(&want, "volume %d\n", i)
+		}
+		got := e.runOK(append(args, "busybox", "sh", "-c", "for i in $(seq 0 19); do cat /v/$i/name; done")...)
+		e.want("the volumes", got+"\n", want.String())
+	})
+}
+
+// docker replaces these three for each container, in place of the image's.
+func TestFilesOfDocker(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		got := e.report("--hostname", "me", "--dns", "192.0.2.53", "busybox", "sh", "-c", `
+echo "resolv=$(grep nameserver /etc/resolv.conf)"
+echo "hostname=$(cat /etc/hostname)"
+echo "hosts=$(grep -c localhost /etc/hosts)"`)
+		e.wantReport(got, map[string]string{"resolv": "nameserver 192.0.2.53", "hostname": "me", "hosts": "2"})
+	})
+}
