@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// A subject is a runtime that is measured.
+type subject struct {
+	name string
+	bin  string
+}
+
+// host is what the containers run on: the namespaces of this process, a bundle, and a dockerd.
+type host struct {
+	work     string
+	tag      string // name of the cgroup that holds everybody's
+	subjects []subject
+	busybox  string
+}
+
+const dockerSocket = "unix:///run/docker.sock"
+
+func newHost(work, boxlite string) (*host, error) {
+	h := &host{work: work, tag: filepath.Base(work)}
+	for _, name := range []string{"runc", "crun", boxlite} {
+		if strings.Contains(name, "/") {
+			abs, err := filepath.Abs(name)
+			if err != nil {
+				return nil, err
+			}
+			name = abs
+		}
+		bin, err := exec.LookPath(name)
+		if err != nil {
+			return nil, fmt.Errorf("%w (make deps installs what is missing)", err)
+		}
+		h.subjects = append(h.subjects, subject{filepath.Base(name), bin})
+	}
+	var err error
+	if h.busybox, err = exec.LookPath("busybox"); err != nil {
+		return nil, err
+	}
+	if err := makeNamespaces(); err != nil {
+		return nil, err
+	}
+	if err := h.makeRootfs(); err != nil {
+		return nil, err
+	}
+	return h, h.startDocker()
+}
+
+// docker gives the subjects that dockerd drives: of the two without a VM, the one that is its default.
+func (h *host) docker() []subject {
+	return slices.DeleteFunc(slices.Clone(h.subjects), func(s subject) bool { return s.name == "crun" })
+}
+
+// makeNamespaces fits /proc, /sys and /run to the new namespaces.
+func makeNamespaces() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	cgroups, err := unix.Open("/sys/fs/cgroup", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	for _, m := range []struct{ fstype, target string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"tmpfs", "/run"}} {
+		if err := unix.Mount(m.fstype, m.target, m.fstype, 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", cgroups), "/sys/fs/cgroup", "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("bind cgroups: %w", err)
+	}
+	// On a hybrid host crun refuses to run where cgroup v2 has controllers too.
+	if err := unix.Unmount("/sys/fs/cgroup/unified", 0); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount the unified cgroups: %w", err)
+	}
+	_, err = output("sh", "-ec", `ip link set lo up
+		ip link add bxbench0 type bridge
+		ip addr add 10.197.0.1/24 dev bxbench0
+		ip link set bxbench0 up
+		echo 1 >/proc/sys/net/ipv4/ip_forward`)
+	return err
+}
+
+// makeRootfs makes a root file system of busybox with two names.
+func (h *host) makeRootfs() error {
+	_, err := output("sh", "-ec", `mkdir -p "$0"/bin "$0"/etc "$0"/dev "$0"/proc "$0"/sys "$0"/tmp
+		cp "$1" "$0"/bin/busybox
+		for name in sh true sleep; do ln -s busybox "$0"/bin/$name; done`, h.rootfs(), h.busybox)
+	return err
+}
+
+func (h *host) rootfs() string { return filepath.Join(h.work, "rootfs") }
+
+// bundle makes one for a process with args; "runc spec" says what else is in it.
+func (h *host) bundle(id string, args ...string) (string, error) {
+	dir := filepath.Join(h.work, id)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	if _, err := output("runc", "spec", "--bundle", dir); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "config.json")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	spec := new(specs.Spec)
+	if err := json.Unmarshal(raw, spec); err != nil {
+		return "", err
+	}
+	spec.Process.Args, spec.Process.Terminal = args, false
+	spec.Root.Path, spec.Root.Readonly = h.rootfs(), false
+	spec.Linux.CgroupsPath = "/" + h.tag + "/" + id
+	if raw, err = json.Marshal(spec); err != nil {
+		return "", err
+	}
+	return dir, os.WriteFile(path, raw, 0o644)
+}
+
+// startDocker starts a dockerd and gives it an image.
+func (h *host) startDocker() error {
+	runtimes := map[string]any{}
+	for _, s := range h.docker() {
+		if s.name != "runc" { // which dockerd has by itself
+			runtimes[s.name] = map[string]string{"path": s.bin}
+		}
+	}
+	config, err := json.Marshal(map[string]any{"runtimes": runtimes})
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(h.work, "daemon.json")
+	if err := os.WriteFile(file, config, 0o644); err != nil {
+		return err
+	}
+	for name, value := range map[string]string{"DOCKER_HOST": dockerSocket, "DOCKER_CONFIG": h.work} {
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
+	var log bytes.Buffer
+	cmd := exec.Command("dockerd", "--config-file", file, "--data-root", filepath.Join(h.work, "docker"), "--exec-root", "/run/docker",
+		"--pidfile", "/run/docker.pid", "--host", dockerSocket, "--bridge", "bxbench0", "--cgroup-parent", "/"+h.tag,
+		"--exec-opt", "native.cgroupdriver=cgroupfs")
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for giveUp := time.After(time.Minute); ; {
+		if _, err := docker("version"); err == nil {
+			break
+		}
+		select {
+		case err := <-ended:
+			return fmt.Errorf("dockerd: %w\n%s", err, log.String())
+		case <-giveUp:
+			return errors.New("dockerd does not answer")
+		case <-time.After(100 * time.Millisecond): // it tells nobody but systemd when it is ready
+		}
+	}
+	_, err = output("sh", "-ec", `tar -C "$0" -c . | /usr/bin/docker import - busybox`, h.rootfs())
+	return err
+}
+
+// docker runs Debian's client, which fits Debian's daemon.
+func docker(args ...string) (string, error) { return output("/usr/bin/docker", args...) }
+
+// output runs a command that must succeed.
+func output(name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.String())
+	}
+	return strings.TrimSpace(stdout.String()), nil
+}
+
+// removeCgroups removes the empty cgroups below those called tag.
+func removeCgroups(tag string) error {
+	var dirs []string
+	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(path, tag) {
+			dirs = append(dirs, path)
+		}
+		return nil // another's may go away meanwhile
+	})
+	slices.Reverse(dirs)
+	for _, dir := range dirs {
+		err = errors.Join(err, os.Remove(dir))
+	}
+	return err
+}
