@@ -37,7 +37,7 @@ var execCommand = &cli.Command{
 		&cli.StringFlag{Name: "process-label", Usage: "accepted: the guest has no SELinux"},
 		&cli.IntFlag{Name: "preserve-fds", Usage: "refused if not 0: descriptors do not reach into a VM"},
 		&cli.StringFlag{Name: "cgroup", Usage: "`path` below the container's cgroup"},
-		&cli.BoolFlag{Name: "ignore-paused", Usage: "accepted"},
+		&cli.BoolFlag{Name: "ignore-paused", Usage: "in a paused container, wait until it is resumed"},
 	},
 	Action: func(c *cli.Context) error {
 		if err := execIn(c); err != nil {
@@ -60,8 +60,12 @@ func execIn(c *cli.Context) error {
 	if err != nil {
 		return about(c, ctr.ID, err)
 	}
-	if ctr.Status() == specs.StateStopped {
+	opts.IgnorePaused = c.Bool("ignore-paused")
+	switch status := ctr.Status(); {
+	case status == specs.StateStopped:
 		return about(c, ctr.ID, fmt.Errorf("cannot exec in a stopped container: %w", libvm.ErrNotRunning))
+	case status == libvm.StatePaused && !opts.IgnorePaused:
+		return about(c, ctr.ID, libvm.ErrPaused)
 	}
 	if c.Bool("detach") {
 		return about(c, ctr.ID, ctr.ExecDetached(opts))

@@ -270,6 +270,14 @@ func (c *created) end() reaped {
 	return c.reaper.wait(c.pid)
 }
 
+// wantKilled waits for the stand-in's end, which is that of a SIGKILL.
+func (c *created) wantKilled() {
+	c.h.Helper()
+	if end := c.end().String(); end != "killed by killed" && end != "exit code 137" {
+		c.h.Errorf("stand-in: %s, want killed or 137", end)
+	}
+}
+
 // cmdline is a command of the runtime, to be started.
 func (h *hand) cmdline(args ...string) *exec.Cmd {
 	argv := h.argv(args...)

@@ -19,9 +19,8 @@ func (s *server) hello(req *guestproto.HelloRequest) (any, error) {
 		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "protocol version %d, this guest speaks %d", req.Version, guestproto.Version)
 	}
 	debugLog = req.Debug
-	now := unix.NsecToTimespec(req.UnixNano)
-	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
-		return nil, fmt.Errorf("set clock to %v: %w", time.Unix(0, req.UnixNano), err)
+	if err := setClock(req.UnixNano); err != nil {
+		return nil, err
 	}
 	if err := addEntropy(req.Entropy); err != nil {
 		return nil, err
@@ -31,6 +30,19 @@ func (s *server) hello(req *guestproto.HelloRequest) (any, error) {
 		return nil, fmt.Errorf("uname: %w", err)
 	}
 	return &guestproto.HelloReply{Version: guestproto.Version, KernelRelease: unix.ByteSliceToString(uts.Release[:])}, nil
+}
+
+// clock sets the clock after a pause.
+func (s *server) clock(req *guestproto.ClockRequest) (any, error) {
+	return nil, setClock(req.UnixNano)
+}
+
+func setClock(unixNano int64) error {
+	now := unix.NsecToTimespec(unixNano)
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
+		return fmt.Errorf("set clock to %v: %w", time.Unix(0, unixNano), err)
+	}
+	return nil
 }
 
 // maxEntropy is more than the kernel's pool holds.

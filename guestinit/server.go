@@ -111,6 +111,7 @@ func (s *server) handlers() map[guestproto.Op]handler {
 		guestproto.OpResize:    on(s.resize),
 		guestproto.OpProcesses: on(s.processes),
 		guestproto.OpNetwork:   on(s.configureNetwork),
+		guestproto.OpClock:     on(s.clock),
 	}
 }
 

@@ -46,6 +46,8 @@ func (c *Container) Status() Status {
 	switch {
 	case !alive(c.Pid, c.PidStart):
 		return specs.StateStopped
+	case c.Paused:
+		return StatePaused
 	case c.Started:
 		return specs.StateRunning
 	default:
@@ -87,6 +89,8 @@ func (c *Container) Start() error {
 		return ErrRunning
 	case specs.StateStopped:
 		return ErrStopped
+	case StatePaused:
+		return errors.New("cannot start a container in the paused state")
 	}
 	if c.Spec.Process == nil {
 		return errors.New("config.json has no process: there is nothing to start")

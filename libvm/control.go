@@ -37,6 +37,8 @@ const (
 	controlSignal    controlOp = "signal"
 	controlExec      controlOp = "exec"
 	controlProcesses controlOp = "processes"
+	controlPause     controlOp = "pause"
+	controlResume    controlOp = "resume"
 )
 
 type controlRequest struct {
@@ -49,6 +51,8 @@ type controlRequest struct {
 type execParams struct {
 	Process *specs.Process `json:"process"`
 	Cgroup  string         `json:"cgroup,omitempty"`
+	// IgnorePaused has a paused container execute it once it is resumed.
+	IgnorePaused bool `json:"ignorePaused,omitempty"`
 }
 
 type controlReply struct {
@@ -77,6 +81,7 @@ type execExit struct {
 var sentinelKinds = map[string]error{
 	"not-running": ErrNotRunning,
 	"running":     ErrRunning,
+	"paused":      ErrPaused,
 	"vm-lost":     ErrVMLost,
 }
 

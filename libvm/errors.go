@@ -10,6 +10,8 @@ var (
 	ErrNotExist   = errors.New("container does not exist")
 	ErrNotRunning = errors.New("container not running")
 	ErrRunning    = errors.New("cannot start an already running container")
+	ErrPaused     = errors.New("cannot exec in a paused container (use --ignore-paused to override)")
+	ErrNotPaused  = errors.New("container not paused")
 	ErrStopped    = errors.New("cannot start a container that has stopped")
 	ErrInvalidID  = errors.New("invalid container id format")
 	ErrNotStopped = errors.New("container is not stopped")

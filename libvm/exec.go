@@ -31,6 +31,13 @@ type ExecOptions struct {
 	PidFile string
 	// Stdio is what the process has for stdin, stdout and stderr.
 	Stdio Stdio
+	// IgnorePaused has a paused container execute the process when it is
+	// resumed. Without it that is an error matching ErrPaused.
+	IgnorePaused bool
+}
+
+func (o *ExecOptions) params() *execParams {
+	return &execParams{Process: o.Process, Cgroup: o.Cgroup, IgnorePaused: o.IgnorePaused}
 }
 
 // Exec runs a further process in the container with the calling process
@@ -53,7 +60,7 @@ func (c *Container) Exec(opts ExecOptions) (ExitStatus, error) {
 		stdio = Stdio{Stdin: stdio.Stdin, Stdout: stdio.Stdin}
 	}
 	signals := catchSignals()
-	x, err := startExec(c.dir, opts.Process, opts.Cgroup, stdio)
+	x, err := startExec(c.dir, opts.params(), stdio)
 	if err != nil {
 		return ExitStatus{}, err
 	}
@@ -89,11 +96,10 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 
 // execConfig is what ExecDetached tells the process that it has started.
 type execConfig struct {
-	StateDir      string         `json:"stateDir"`
-	Pid           int            `json:"pid"` // the monitor's
-	Process       *specs.Process `json:"process"`
-	Cgroup        string         `json:"cgroup,omitempty"`
-	ConsoleSocket string         `json:"consoleSocket,omitempty"`
+	StateDir      string      `json:"stateDir"`
+	Pid           int         `json:"pid"` // the monitor's
+	Exec          *execParams `json:"exec"`
+	ConsoleSocket string      `json:"consoleSocket,omitempty"`
 }
 
 func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
@@ -106,7 +112,7 @@ func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
 			return cgroupError(err)
 		}
 	}
-	cfg := execConfig{StateDir: c.dir, Pid: c.Pid, Process: opts.Process, Cgroup: opts.Cgroup, ConsoleSocket: opts.ConsoleSocket}
+	cfg := execConfig{StateDir: c.dir, Pid: c.Pid, Exec: opts.params(), ConsoleSocket: opts.ConsoleSocket}
 	if err := guestproto.WriteFrame(sync, cfg); err != nil {
 		return partError("configure the exec process", err)
 	}
@@ -154,8 +160,8 @@ func beginExec(sync *net.UnixConn) (*execSession, error) {
 		return nil, fmt.Errorf("exec process: read configuration: %w", err)
 	}
 	stdio := Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
-	if cfg.Process.Terminal {
-		slave, err := openConsole(cfg.ConsoleSocket, cfg.Process.ConsoleSize)
+	if cfg.Exec.Process.Terminal {
+		slave, err := openConsole(cfg.ConsoleSocket, cfg.Exec.Process.ConsoleSize)
 		if err != nil {
 			return nil, err
 		}
@@ -165,7 +171,7 @@ func beginExec(sync *net.UnixConn) (*execSession, error) {
 	if err != nil {
 		return nil, ErrNotRunning
 	}
-	x, err := startExec(cfg.StateDir, cfg.Process, cfg.Cgroup, stdio)
+	x, err := startExec(cfg.StateDir, cfg.Exec, stdio)
 	if err != nil {
 		return nil, err
 	}
@@ -181,18 +187,18 @@ type execSession struct {
 	tty  *os.File // nil without a terminal
 }
 
-// startExec asks the monitor of the container at dir to execute proc with
+// startExec asks the monitor of the container at dir to execute a process with
 // copies of stdio's descriptors. This process gives up its own, so that a reader
 // sees the end of the output when the guest's process has closed it.
-func startExec(dir string, proc *specs.Process, cgroup string, stdio Stdio) (*execSession, error) {
+func startExec(dir string, params *execParams, stdio Stdio) (*execSession, error) {
 	x := new(execSession)
 	files := []*os.File{stdio.Stdin, stdio.Stdout}
-	if proc.Terminal {
+	if params.Process.Terminal {
 		x.tty = stdio.Stdin
 	} else {
 		files = append(files, stdio.Stderr)
 	}
-	conn, _, err := dialControl(dir, controlRequest{Op: controlExec, Exec: &execParams{Process: proc, Cgroup: cgroup}}, files...)
+	conn, _, err := dialControl(dir, controlRequest{Op: controlExec, Exec: params}, files...)
 	if err != nil {
 		return nil, commandError(err)
 	}

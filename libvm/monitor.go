@@ -84,6 +84,8 @@ type monitor struct {
 	started  bool
 	nextExec int
 	killed   bool // SIGKILL was asked for
+
+	paused pauseState
 }
 
 // RunMonitor is the life of the monitor process, which create starts in the
@@ -369,8 +371,8 @@ func catchSignals() <-chan os.Signal {
 func (m *monitor) forward(signals <-chan os.Signal) {
 	for s := range signals {
 		n := s.(syscall.Signal)
-		if n == unix.SIGWINCH && m.stdio.Stderr == nil && m.stdio.Stdin != nil {
-			if err := m.guest.resize(guestproto.Init, m.stdio.Stdin); err != nil {
+		if n == unix.SIGWINCH && m.onTerminal() {
+			if err := m.resize(); err != nil { // after a pause it is made up for
 				m.log.Debug("resize", "error", err)
 			}
 			continue
@@ -379,6 +381,18 @@ func (m *monitor) forward(signals <-chan os.Signal) {
 			m.log.Debug("forward signal", "signal", int(n), "error", err)
 		}
 	}
+}
+
+// onTerminal says that the container init has a terminal.
+func (m *monitor) onTerminal() bool { return m.stdio.Stderr == nil && m.stdio.Stdin != nil }
+
+// resize gives the container init's terminal the size of the host's.
+func (m *monitor) resize() error {
+	if !m.paused.gate.enter(nil) {
+		return ErrPaused
+	}
+	defer m.paused.gate.leave()
+	return m.guest.resize(guestproto.Init, m.stdio.Stdin)
 }
 
 // killPatience is how long a SIGKILL may take in the guest before the VM itself
@@ -393,7 +407,14 @@ func (m *monitor) signal(n int, all bool) error {
 			time.AfterFunc(killPatience, m.endVM)
 		}
 		m.mu.Unlock()
+		if _, err := m.unpause(); err != nil {
+			m.log.Debug("resume for SIGKILL", "error", err) // the VM is ended in a moment
+		}
 	}
+	if !m.paused.gate.enter(func() { m.queueSignal(n, all) }) {
+		return nil
+	}
+	defer m.paused.gate.leave()
 	err := m.guest.signal(guestproto.Init, n, all)
 	if n == int(unix.SIGKILL) && errors.Is(err, ErrVMLost) {
 		return nil

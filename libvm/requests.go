@@ -47,8 +47,14 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 	case controlProcesses:
 		closeAll(files)
 		var rep guestproto.ProcessesReply
-		err := m.guest.call(guestproto.OpProcesses, nil, &rep, requestTimeout)
+		err := m.ask(guestproto.OpProcesses, nil, &rep)
 		return controlReply{Error: toControlError(err), Pids: rep.Pids}.send(conn)
+	case controlPause:
+		closeAll(files)
+		return controlReply{Error: toControlError(m.pause())}.send(conn)
+	case controlResume:
+		closeAll(files)
+		return controlReply{Error: toControlError(m.resume())}.send(conn)
 	case controlExec:
 		return m.exec(conn, req.Exec, files)
 	default:
@@ -72,12 +78,16 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	if p == nil || p.Process == nil || len(files) != stdioCount(p.Process) {
 		return refuse(errors.New("exec: malformed request"))
 	}
+	if p.IgnorePaused && (!m.paused.gate.await(m.ended) || hungUp(conn)) {
+		closeAll(files)
+		return ErrNotRunning
+	}
 	m.mu.Lock()
 	m.nextExec++
 	id := "exec" + strconv.Itoa(m.nextExec)
 	m.mu.Unlock()
 	req := guestproto.ExecRequest{ID: id, Process: p.Process, Cgroup: p.Cgroup}
-	if err := m.guest.call(guestproto.OpExec, req, nil, requestTimeout); err != nil {
+	if err := m.ask(guestproto.OpExec, req, nil); err != nil {
 		return refuse(err)
 	}
 	stdio := Stdio{Stdin: files[0], Stdout: files[1]}
@@ -101,6 +111,20 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	return guestproto.WriteFrame(conn, execExit{Status: ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}})
 }
 
+// hungUp says that the connection's other end has closed it.
+func hungUp(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	closed := false
+	err = raw.Control(func(fd uintptr) {
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		closed = n == 0 && err == nil
+	})
+	return closed || err != nil
+}
+
 func stdioCount(p *specs.Process) int {
 	if p.Terminal {
 		return 2
@@ -114,7 +138,12 @@ func (m *monitor) obeyExec(conn net.Conn, id string) {
 	for {
 		var msg execMessage
 		if err := guestproto.ReadFrame(conn, guestproto.MaxReply, &msg); err != nil {
-			_ = m.guest.signal(id, int(unix.SIGKILL), false) // it has usually ended already
+			if m.paused.gate.await(m.ended) {
+				_ = m.guest.signal(id, int(unix.SIGKILL), false) // it has usually ended already
+			}
+			return
+		}
+		if !m.paused.gate.await(m.ended) { // what comes during a pause waits in the socket
 			return
 		}
 		var err error

@@ -22,8 +22,8 @@ import (
 type Status = specs.ContainerState
 
 // State is the content of a container's state file: what was decided at create
-// and how far its life has come. It is written by create and start only, under
-// the container's lock; whether the container still lives is not in it but read
+// and how far its life has come. It is written under the container's lock, by create, start,
+// pause and resume; whether the container still lives is not in it but read
 // off the monitor process (see Container.Status).
 type State struct {
 	OCIVersion string    `json:"ociVersion"`
@@ -39,6 +39,9 @@ type State struct {
 	PidStart uint64 `json:"pidStart"`
 	// Started is set once the guest has executed the container init.
 	Started bool `json:"started"`
+	// Paused is set from just before the VM's processors are stopped until they
+	// run again.
+	Paused bool `json:"paused,omitempty"`
 
 	// Spec is config.json as it was at create; later edits have no effect.
 	Spec *specs.Spec `json:"spec"`

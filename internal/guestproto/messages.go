@@ -41,6 +41,7 @@ const (
 	OpResize    Op = "resize"    // ResizeRequest, -
 	OpProcesses Op = "processes" // -, ProcessesReply
 	OpNetwork   Op = "network"   // Network, -
+	OpClock     Op = "clock"     // ClockRequest, -
 	OpDNS       Op = "dns"       // -, -; DNS messages follow the reply, see DNSAddress
 )
 
@@ -66,6 +67,12 @@ type HelloRequest struct {
 	Entropy []byte `json:"entropy"`
 	// Debug asks guestinit to log its steps to the console.
 	Debug bool `json:"debug,omitempty"`
+}
+
+// ClockRequest sets the guest's wall clock, which stood still while the VM was
+// paused.
+type ClockRequest struct {
+	UnixNano int64 `json:"unixNano"`
 }
 
 // HelloReply says who answered.
