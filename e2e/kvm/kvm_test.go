@@ -38,23 +38,17 @@ import (
 	"boxlite/libvm/parts"
 )
 
-// nested starts a VM in the outer VM. QEMU's emulation of SVM loses a nested guest
-// now and then in the middle of its boot (seen with 7.2), which
-// is the emulator's fault and not what is tested: the VM having ended, and
-// nothing else, gets it two more tries.
-func nested(command string) string {
-	return `for try in 1 2 3; do
-	` + command + ` 2>/tmp/stderr; code=$?
-	grep -q "the virtual machine has ended" /tmp/stderr || break
-done; cat /tmp/stderr >&2; exit $code`
-}
+// boxliteKVM is boxlite with inner VMs of one processor, half of what the outer VM has. An inner VM that takes all of them
+// hardly boots: under TCG's emulation of SVM (seen with QEMU 7.2) it waits, idle, for interrupts that come late or never. Of
+// 12 such boots 2 were ready in time, of 18 with one processor of two all.
+const boxliteKVM = "boxlite --vcpus 1 --debug "
 
 // The steps in the outer VM. C1 is run with --accel kvm, c2 is made with the default and lives while it is looked at.
 var steps = []Step{
 	{Name: "check", Script: "boxlite check"},
-	{Name: "run", Script: nested("boxlite --debug --log /tmp/c1.log --accel kvm run --bundle /tmp/answer c1"), Stdin: "from outside\n"},
+	{Name: "run", Script: boxliteKVM + "--log /tmp/c1.log --accel kvm run --bundle /tmp/answer c1", Stdin: "from outside\n"},
 	{Name: "run-log", Script: "cat /tmp/c1.log"},
-	{Name: "create", Script: nested("boxlite --debug --log /tmp/c2.log create --bundle /tmp/sleeper c2 </dev/null >/dev/null")},
+	{Name: "create", Script: boxliteKVM + "--log /tmp/c2.log create --bundle /tmp/sleeper c2 </dev/null >/dev/null"},
 	{Name: "start", Script: "boxlite start c2"},
 	{Name: "state", Script: "boxlite state c2"},
 	{Name: "exec", Script: "boxlite exec c2 sh -c 'cat; uname -r; exit 7'", Stdin: "to exec\n"},
