@@ -77,7 +77,7 @@ func newApp(logs *logOutput) *cli.App {
 		Flags:   globalFlags,
 		Commands: []*cli.Command{
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
-			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand,
+			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand,
 			specCommand, featuresCommand, checkCommand,
 			monitorCommand, execProcessCommand,
 		},

@@ -112,6 +112,7 @@ func (s *server) handlers() map[guestproto.Op]handler {
 		guestproto.OpProcesses: on(s.processes),
 		guestproto.OpNetwork:   on(s.configureNetwork),
 		guestproto.OpClock:     on(s.clock),
+		guestproto.OpUpdate:    on(s.update),
 	}
 }
 
@@ -234,6 +235,18 @@ func (s *server) processes(*struct{}) (any, error) {
 		return nil, err
 	}
 	return &guestproto.ProcessesReply{Pids: containerPids(pids)}, nil
+}
+
+func (s *server) update(req *guestproto.UpdateRequest) (any, error) {
+	c, err := s.theContainer()
+	if err != nil {
+		return nil, err
+	}
+	settings, err := cgroupSettings(req.Resources)
+	if err != nil {
+		return nil, err
+	}
+	return nil, c.cgroup.apply(settings)
 }
 
 func (s *server) configureNetwork(req *guestproto.Network) (any, error) {

@@ -39,13 +39,15 @@ const (
 	controlProcesses controlOp = "processes"
 	controlPause     controlOp = "pause"
 	controlResume    controlOp = "resume"
+	controlUpdate    controlOp = "update"
 )
 
 type controlRequest struct {
-	Op     controlOp   `json:"op"`
-	Signal int         `json:"signal,omitempty"`
-	All    bool        `json:"all,omitempty"`
-	Exec   *execParams `json:"exec,omitempty"`
+	Op     controlOp     `json:"op"`
+	Signal int           `json:"signal,omitempty"`
+	All    bool          `json:"all,omitempty"`
+	Exec   *execParams   `json:"exec,omitempty"`
+	Update *updateParams `json:"update,omitempty"`
 }
 
 type execParams struct {

@@ -86,6 +86,8 @@ type monitor struct {
 	killed   bool // SIGKILL was asked for
 
 	paused pauseState
+
+	grownMiB int // memory that growMemory has plugged in
 }
 
 // RunMonitor is the life of the monitor process, which create starts in the
@@ -212,6 +214,7 @@ func (m *monitor) vmConfig() vmConfig {
 		kernel:      m.cfg.Kernel,
 		initramfs:   m.cfg.Parts.Initramfs,
 		memoryMiB:   m.cfg.Plan.Shape.MemoryMiB,
+		growthMiB:   hostMemoryMiB(),
 		vcpus:       m.cfg.Plan.Shape.VCPUs,
 		debug:       m.cfg.Debug,
 		hostNetwork: m.cfg.HostNetwork,

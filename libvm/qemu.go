@@ -10,12 +10,13 @@ import (
 )
 
 // The machine has one PCIe root port for each time that something is plugged in:
-// the share, if it was not there from the beginning, the network at start, and
-// two in reserve. Each costs the guest's boot 12 to 20 ms, so the interfaces of
+// the share, if it was not there from the beginning, the network at start,
+// memory, and one in reserve. Each costs the guest's boot 12 to 20 ms, so the interfaces of
 // one start share a port, as the functions of one device.
 const (
 	hotplugPorts = 4
 	networkPort  = 1
+	memoryPort   = 2
 	// maxInterfaces is how many functions a PCI device has.
 	maxInterfaces = 8
 )
@@ -28,6 +29,7 @@ type vmConfig struct {
 	kernel    string // path of a vmlinux
 	initramfs string
 	memoryMiB int
+	growthMiB int // what can be plugged in later; zero for nothing
 	vcpus     int
 	debug     bool // guestinit and the kernel say more on the console
 
@@ -50,7 +52,7 @@ func (c *vmConfig) args() []string {
 		"-accel", c.accelArg(),
 		"-cpu", c.cpu(),
 		"-smp", strconv.Itoa(c.vcpus),
-		"-m", strconv.Itoa(c.memoryMiB) + "M",
+		"-m", c.memory(),
 		"-object", "memory-backend-memfd,id=ram,share=on,size=" + strconv.Itoa(c.memoryMiB) + "M",
 		"-kernel", c.kernel,
 		"-initrd", c.initramfs,
@@ -74,6 +76,15 @@ func (c *vmConfig) args() []string {
 			portID(i), i+1, 0x10, i))
 	}
 	return flatten(args)
+}
+
+// memory is the VM's size, and how far it may grow; see growMemory.
+func (c *vmConfig) memory() string {
+	size := strconv.Itoa(c.memoryMiB) + "M"
+	if c.growthMiB > 0 {
+		size += ",maxmem=" + strconv.Itoa(c.memoryMiB+c.growthMiB) + "M"
+	}
+	return size
 }
 
 // ports is the control port and, beside it, the console.

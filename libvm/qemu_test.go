@@ -13,7 +13,7 @@ func TestQEMUArgsGolden(t *testing.T) {
 		shareFD: 3, controlFD: 4, qmpFD: 5, consoleFD: 6,
 	}
 	kvm := base
-	kvm.accel, kvm.vcpus, kvm.debug, kvm.hostNetwork = accel.KVM, 8, true, true
+	kvm.accel, kvm.vcpus, kvm.growthMiB, kvm.debug, kvm.hostNetwork = accel.KVM, 8, 4096, true, true
 	for name, cfg := range map[string]vmConfig{"tcg": base, "kvm-debug-hostnet": kvm} {
 		t.Run(name, func(t *testing.T) {
 			golden(t, "qemu-"+name+".args", []byte(strings.Join(cfg.args(), "\n")+"\n"))

@@ -55,6 +55,9 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 	case controlResume:
 		closeAll(files)
 		return controlReply{Error: toControlError(m.resume())}.send(conn)
+	case controlUpdate:
+		closeAll(files)
+		return controlReply{Error: toControlError(m.update(req.Update))}.send(conn)
 	case controlExec:
 		return m.exec(conn, req.Exec, files)
 	default:

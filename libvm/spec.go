@@ -158,16 +158,25 @@ func sizeOf(spec *specs.Spec, hostCPUs int) (memoryMiB, vcpus int) {
 		return memoryMiB, vcpus
 	}
 	if m := spec.Linux.Resources.Memory; m != nil && m.Limit != nil && *m.Limit > 0 {
-		memoryMiB = max(int((*m.Limit+1<<20-1)>>20)+guestRoomMiB, minMemoryMiB)
+		memoryMiB = vmMemoryMiB(*m.Limit)
 	}
-	if c := spec.Linux.Resources.CPU; c != nil && c.Quota != nil && *c.Quota > 0 {
+	c := spec.Linux.Resources.CPU
+	if c != nil && countCPUs(c.Cpus) > 0 {
+		vcpus = min(vcpus, countCPUs(c.Cpus))
+	}
+	if c != nil && c.Quota != nil && *c.Quota > 0 {
 		period := uint64(100000) // the kernel's default cfs period, in microseconds
 		if c.Period != nil && *c.Period > 0 {
 			period = *c.Period
 		}
-		vcpus = int((uint64(*c.Quota) + period - 1) / period)
+		vcpus = min(vcpus, int((uint64(*c.Quota)+period-1)/period))
 	}
 	return memoryMiB, min(max(vcpus, 1), hostCPUs)
+}
+
+// vmMemoryMiB is the size of the VM for a container limited to limit bytes.
+func vmMemoryMiB(limit int64) int {
+	return max(int((limit+1<<20-1)>>20)+guestRoomMiB, minMemoryMiB)
 }
 
 // override applies an annotation and then a flag over a derived value.
@@ -242,10 +251,7 @@ func (p *Plan) hostOnly() {
 	g.Hooks = nil
 	g.Linux.CgroupsPath = ""
 	g.Linux.MountLabel = ""
-	if g.Linux.Resources != nil {
-		g.Linux.Resources.Devices = nil // the device filter has them
-		g.Linux.Resources.Network = nil
-	}
+	g.Linux.Resources = guestResources(g.Linux.Resources, p.Shape.VCPUs) // the device filter has its devices
 }
 
 // privilege gives the container its kernel: everything in it may be written.

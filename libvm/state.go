@@ -23,7 +23,7 @@ type Status = specs.ContainerState
 
 // State is the content of a container's state file: what was decided at create
 // and how far its life has come. It is written under the container's lock, by create, start,
-// pause and resume; whether the container still lives is not in it but read
+// pause, resume and update; whether the container still lives is not in it but read
 // off the monitor process (see Container.Status).
 type State struct {
 	OCIVersion string    `json:"ociVersion"`
@@ -52,6 +52,9 @@ type State struct {
 	Privileged   bool   `json:"privileged"`
 	MemoryMiB    int    `json:"memoryMiB"`
 	VCPUs        int    `json:"vcpus"`
+
+	// Resources are the limits that hold since an update; nil before the first.
+	Resources *specs.LinuxResources `json:"resources,omitempty"`
 
 	// Cgroup is where the monitor and its VMM sit on the host.
 	Cgroup *hostcgroup.State `json:"cgroup,omitempty"`

@@ -42,6 +42,7 @@ const (
 	OpProcesses Op = "processes" // -, ProcessesReply
 	OpNetwork   Op = "network"   // Network, -
 	OpClock     Op = "clock"     // ClockRequest, -
+	OpUpdate    Op = "update"    // UpdateRequest, -
 	OpDNS       Op = "dns"       // -, -; DNS messages follow the reply, see DNSAddress
 )
 
@@ -91,6 +92,12 @@ type CreateRequest struct {
 	// DeviceFilter is an eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, in
 	// the kernel's encoding, for the container's cgroup; empty for none.
 	DeviceFilter []byte `json:"deviceFilter,omitempty"`
+}
+
+// UpdateRequest changes limits of the container's cgroup. What it leaves out
+// stays as it is.
+type UpdateRequest struct {
+	Resources *specs.LinuxResources `json:"resources"`
 }
 
 // StartRequest asks for the exec of the container init.

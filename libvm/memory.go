@@ -1,0 +1,60 @@
+package libvm
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// memoryBlockMiB is what the guest's kernel plugs in at once: a memory block of
+// x86-64.
+const memoryBlockMiB = 128
+
+// hostMemoryMiB is the host's memory in whole memory blocks.
+func hostMemoryMiB() int {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0 // such a host's VMs do not grow
+	}
+	return roundDown(int(info.Totalram*uint64(info.Unit)>>20), memoryBlockMiB)
+}
+
+func roundDown(n, to int) int { return n - n%to }
+
+// growMemory gives the VM totalMiB or a little more, in a virtio-mem device that
+// is plugged in the first time. Memory that has been added stays; what the guest
+// does not use goes back to the host page by page.
+func (m *monitor) growMemory(totalMiB int) error {
+	base, most := m.cfg.Plan.Shape.MemoryMiB, hostMemoryMiB()
+	more := roundDown(totalMiB-base+memoryBlockMiB-1, memoryBlockMiB)
+	if more <= m.grownMiB {
+		return nil
+	}
+	if more > most {
+		return fmt.Errorf("a VM of %d MiB: the host has %d", totalMiB, most)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	bytes := int64(more) << 20
+	if m.grownMiB > 0 {
+		err := m.vmm.qmp.Execute(ctx, "qom-set", map[string]any{"path": "/machine/peripheral/memory", "property": "requested-size", "value": bytes}, nil)
+		if err != nil {
+			return fmt.Errorf("grow the VM's memory: %w", err)
+		}
+		m.grownMiB = more
+		return nil
+	}
+	// As large as it can ever become: only what the guest takes is memory.
+	backend := map[string]any{"qom-type": "memory-backend-memfd", "id": "growth", "share": true, "size": int64(most) << 20}
+	if err := m.vmm.qmp.Execute(ctx, "object-add", backend, nil); err != nil {
+		return fmt.Errorf("grow the VM's memory: %w", err)
+	}
+	device := map[string]any{"driver": "virtio-mem-pci", "id": "memory", "memdev": "growth", "requested-size": bytes, "bus": portID(memoryPort)}
+	if err := m.vmm.qmp.Execute(ctx, "device_add", device, nil); err != nil {
+		_ = m.vmm.qmp.Execute(ctx, "object-del", map[string]any{"id": "growth"}, nil) // for another attempt
+		return fmt.Errorf("grow the VM's memory: %w", err)
+	}
+	m.grownMiB = more
+	return nil
+}
