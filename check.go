@@ -30,6 +30,7 @@ var checkCommand = &cli.Command{
 	Usage: "say what this machine has and lacks for running containers",
 	Description: `Prints one line for each thing that a container needs, and what to install
 where something is missing. The exit status is 1 if no container could run.`,
+	Before: takes(0, 0),
 	Action: func(c *cli.Context) error {
 		return report(c.App.Writer, machineChecks(partOptions(c), c.String("accel")))
 	},

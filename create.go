@@ -16,6 +16,7 @@ var createCommand = &cli.Command{
 	Usage:     "create a container: its VM boots and holds the process before its exec",
 	ArgsUsage: "ID",
 	Flags:     createFlags,
+	Before:    takes(1, 1),
 	Action: func(c *cli.Context) error {
 		_, err := createContainer(c, libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, c.String("console-socket"))
 		return err
@@ -29,6 +30,7 @@ var createFlags = []cli.Flag{
 	&cli.StringFlag{Name: "console-socket", Usage: "`path` of a socket that receives the terminal's master"},
 	&cli.StringFlag{Name: "pidfd-socket", Usage: "`path` of a socket that receives a pidfd of the container's process"},
 	&cli.BoolFlag{Name: "no-pivot", Usage: "accepted: the guest's rootfs is never a ramdisk"},
+	&cli.BoolFlag{Name: "no-mount-fallback", Usage: "accepted: the guest's mounts need no fallback"},
 	&cli.BoolFlag{Name: "no-new-keyring", Usage: "accepted: the guest's keyrings are the container's own"},
 	&cli.IntFlag{Name: "preserve-fds", Usage: "refused if not 0: descriptors do not reach into a VM"},
 }

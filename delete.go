@@ -15,6 +15,7 @@ var deleteCommand = &cli.Command{
 	Flags: []cli.Flag{
 		&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "end it first; no error if there is none"},
 	},
+	Before: takes(1, 1),
 	Action: func(c *cli.Context) error {
 		rt, err := newRuntime(c)
 		if err != nil {

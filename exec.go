@@ -25,7 +25,7 @@ var execCommand = &cli.Command{
 		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return once it runs"},
 		&cli.StringFlag{Name: "pid-file", Usage: "write the pid of the process that stands for it to `file`"},
 		&cli.StringFlag{Name: "console-socket", Usage: "`path` of a socket that receives the terminal's master"},
-		&cli.StringFlag{Name: "pidfd-socket", Hidden: true, Usage: "refused: no caller needs it"},
+		&cli.StringFlag{Name: "pidfd-socket", Usage: "`path` of a socket that receives a pidfd of the process that stands for it"},
 		&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "give it a terminal"},
 		&cli.StringFlag{Name: "cwd", Usage: "working `directory` in the container"},
 		&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "add `NAME=VALUE` to the environment"},
@@ -39,6 +39,7 @@ var execCommand = &cli.Command{
 		&cli.StringFlag{Name: "cgroup", Usage: "`path` below the container's cgroup"},
 		&cli.BoolFlag{Name: "ignore-paused", Usage: "in a paused container, wait until it is resumed"},
 	},
+	Before: takes(1, anyNumber),
 	Action: func(c *cli.Context) error {
 		if err := execIn(c); err != nil {
 			var exit exitError
@@ -84,9 +85,6 @@ func execOptions(c *cli.Context, ctr *libvm.Container) (opts libvm.ExecOptions, 
 	if err := refuseFDs(c); err != nil {
 		return opts, err
 	}
-	if c.String("pidfd-socket") != "" {
-		return opts, errors.New("--pidfd-socket: only for create and run")
-	}
 	if opts.Process, err = execProcess(c, ctr); err != nil {
 		return opts, err
 	}
@@ -101,7 +99,7 @@ func execOptions(c *cli.Context, ctr *libvm.Container) (opts libvm.ExecOptions, 
 	for _, p := range []struct {
 		to   *string
 		path string
-	}{{&opts.PidFile, c.String("pid-file")}, {&opts.ConsoleSocket, c.String("console-socket")}} {
+	}{{&opts.PidFile, c.String("pid-file")}, {&opts.ConsoleSocket, c.String("console-socket")}, {&opts.PidfdSocket, c.String("pidfd-socket")}} {
 		if p.path == "" {
 			continue
 		}

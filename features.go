@@ -17,6 +17,7 @@ var featuresCommand = &cli.Command{
 	Usage: "print what of the runtime specification is implemented, as JSON",
 	Description: `The format is the specification's own, features.md. What holds inside the VM
 counts as implemented, such as seccomp.`,
+	Before: takes(0, 0),
 	Action: func(c *cli.Context) error {
 		return writeJSON(c.App.Writer, runtimeFeatures())
 	},
@@ -50,7 +51,7 @@ func runtimeFeatures() features.Features {
 	return features.Features{
 		OCIVersionMin: "1.0.0",
 		OCIVersionMax: specs.Version,
-		Hooks:         []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"},
+		Hooks:         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
 		MountOptions:  options,
 		Linux: &features.Linux{
 			Namespaces:   []string{"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"},

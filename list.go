@@ -15,6 +15,7 @@ var listCommand = &cli.Command{
 		&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "table", Usage: "table or json"},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "ids only"},
 	},
+	Before: takes(0, 0),
 	Action: func(c *cli.Context) error {
 		rt, err := newRuntime(c)
 		if err != nil {

@@ -3,11 +3,14 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 
@@ -37,7 +40,25 @@ func main() {
 		fmt.Fprintln(os.Stderr, "boxlite: close_range:", err)
 		os.Exit(1)
 	}
-	os.Exit(run(os.Args))
+	args, err := ownArgs(os.Args)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "boxlite:", err)
+		os.Exit(1)
+	}
+	os.Exit(run(args))
+}
+
+// ownArgs are the program's arguments where it has started itself and shows the
+// container's instead; see libvm.ArgsVar.
+func ownArgs(shown []string) ([]string, error) {
+	text, ok := os.LookupEnv(libvm.ArgsVar)
+	if !ok {
+		return shown, nil
+	}
+	args := []string{"boxlite"}
+	var own []string
+	err := json.Unmarshal([]byte(text), &own)
+	return append(args, own...), errors.Join(err, os.Unsetenv(libvm.ArgsVar)) // hooks do not see it
 }
 
 // exitError is the status of a process that ran: nothing has gone wrong that
@@ -61,7 +82,9 @@ func run(args []string) int {
 	var coder cli.ExitCoder
 	code := 1
 	if errors.As(err, &coder) {
-		code = coder.ExitCode()
+		if _, child := coder.(*exec.ExitError); !child { // a hook's or ps's own status is not ours
+			code = coder.ExitCode()
+		}
 	}
 	logs.fail(err)
 	return code
@@ -77,7 +100,7 @@ func newApp(logs *logOutput) *cli.App {
 		Flags:   globalFlags,
 		Commands: []*cli.Command{
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
-			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand,
+			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand,
 			specCommand, featuresCommand, checkCommand,
 			monitorCommand, execProcessCommand,
 		},
@@ -98,7 +121,7 @@ var globalFlags = []cli.Flag{
 	&cli.BoolFlag{Name: "debug", Usage: "log decisions and the QEMU command line"},
 	&cli.BoolFlag{Name: "systemd-cgroup", Usage: "have systemd make the cgroups; cgroupsPath is then slice:prefix:name"},
 	&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "accepted as runc does: true, false or auto"},
-	&cli.StringFlag{Name: "criu", Hidden: true, Usage: "accepted and ignored"},
+	&cli.StringFlag{Name: "criu", Usage: "accepted and ignored"},
 	&cli.StringFlag{Name: "kernel", Usage: "guest kernel: lean or net (default: net for a container with CAP_NET_ADMIN)"},
 	&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg"},
 	&cli.IntFlag{Name: "vcpus", Usage: "processors of the VM (default: the CPU limit, or the host's number)"},
@@ -168,6 +191,26 @@ func selfArgs(c *cli.Context, root string) []string {
 		args = append(args, "--debug")
 	}
 	return args
+}
+
+const anyNumber = math.MaxInt
+
+// takes checks the number of a command's arguments, in runc's words.
+func takes(least, most int) cli.BeforeFunc {
+	return func(c *cli.Context) error {
+		n, what := c.NArg(), ""
+		switch {
+		case least == most && n != least:
+			what = fmt.Sprintf("exactly %d", least)
+		case n < least:
+			what = fmt.Sprintf("a minimum of %d", least)
+		case n > most:
+			what = fmt.Sprintf("a maximum of %d", most)
+		default:
+			return nil
+		}
+		return fmt.Errorf("boxlite: %q requires %s argument(s)", c.Command.Name, what)
+	}
 }
 
 // containerID is a command's first argument.

@@ -8,6 +8,7 @@ var pauseCommand = &cli.Command{
 	ArgsUsage: "ID",
 	Description: `The processors of the container's VM stop. Signals wait until the container is
 resumed, except for KILL, which resumes it.`,
+	Before: takes(1, 1),
 	Action: func(c *cli.Context) error {
 		ctr, err := loadContainer(c)
 		if err != nil {
@@ -21,6 +22,7 @@ var resumeCommand = &cli.Command{
 	Name:      "resume",
 	Usage:     "let a paused container go on",
 	ArgsUsage: "ID",
+	Before:    takes(1, 1),
 	Action: func(c *cli.Context) error {
 		ctr, err := loadContainer(c)
 		if err != nil {

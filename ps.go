@@ -13,11 +13,12 @@ import (
 
 var psCommand = &cli.Command{
 	Name:      "ps",
-	Usage:     "list the host's processes of a container: monitor, virtiofsd and QEMU",
+	Usage:     "list the host's processes that stand for a container's: one for its process and one for each exec",
 	ArgsUsage: "ID [PS OPTIONS]",
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "table", Usage: "table or json"},
 	},
+	Before: takes(1, anyNumber),
 	Action: func(c *cli.Context) error {
 		ctr, err := loadContainer(c)
 		if err != nil {

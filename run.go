@@ -18,6 +18,7 @@ var runCommand = &cli.Command{
 		&cli.BoolFlag{Name: "keep", Usage: "do not remove it at the end"},
 		&cli.BoolFlag{Name: "no-subreaper", Usage: "accepted: boxlite needs none"},
 	}, createFlags...),
+	Before: takes(1, 1),
 	Action: func(c *cli.Context) error {
 		stdio := libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 		if c.Bool("detach") {

@@ -23,10 +23,8 @@ needed; root.path is "rootfs", relative to the bundle.`,
 		&cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Usage: "`directory` to write it to (default: the current one)"},
 		&cli.BoolFlag{Name: "rootless", Usage: "write one for an ordinary user, with a user namespace of that user alone"},
 	},
+	Before: takes(0, 0),
 	Action: func(c *cli.Context) error {
-		if c.Args().Present() {
-			return fmt.Errorf("%s: %q is one argument too many", c.Command.Name, c.Args().First())
-		}
 		spec := exampleSpec()
 		if c.Bool("rootless") {
 			makeRootless(spec, os.Geteuid(), os.Getegid())

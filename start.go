@@ -6,6 +6,7 @@ var startCommand = &cli.Command{
 	Name:      "start",
 	Usage:     "run the process of a created container",
 	ArgsUsage: "ID",
+	Before:    takes(1, 1),
 	Action: func(c *cli.Context) error {
 		ctr, err := loadContainer(c)
 		if err != nil {

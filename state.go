@@ -15,6 +15,7 @@ var stateCommand = &cli.Command{
 	Name:      "state",
 	Usage:     "print the state of a container as JSON",
 	ArgsUsage: "ID",
+	Before:    takes(1, 1),
 	Action: func(c *cli.Context) error {
 		ctr, err := loadContainer(c)
 		if err != nil {

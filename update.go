@@ -45,6 +45,7 @@ limit and does not shrink again; the number of its processors stays.`,
 		&cli.StringFlag{Name: "l3-cache-schema", Usage: "refused: a VM's cache allocation cannot be set"},
 		&cli.StringFlag{Name: "mem-bw-schema", Usage: "refused: a VM's cache allocation cannot be set"},
 	},
+	Before: takes(1, 1),
 	Action: func(c *cli.Context) error {
 		ctr, err := loadContainer(c)
 		if err != nil {

@@ -26,6 +26,21 @@ func TestMemoryLimit(t *testing.T) {
 	})
 }
 
+// Callers learn from the host's cgroup that a container ran out of memory.
+func TestOOMKilled(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		for _, c := range []struct{ script, code, oom string }{
+			{"exec probe hog 300", "137", "true"},
+			{"probe hog 300; exit 5", "5", "true"},
+			{"kill -9 $$; exit 6", "6", "false"},
+		} {
+			id := e.start("--memory", "64m", "--memory-swap", "64m", "busybox", "sh", "-c", c.script)
+			e.want("exit code of "+c.script, e.ok("wait", id), c.code)
+			e.want("OOMKilled of "+c.script, e.inspect(id, ".State.OOMKilled"), c.oom)
+		}
+	})
+}
+
 // Without a limit a container has the host's memory under runc and the VM's default size otherwise; this much it has.
 func TestMemoryWithoutLimit(t *testing.T) {
 	eachRuntime(t, func(e *env) {

@@ -166,19 +166,7 @@ func (g *cgroup) remove() error {
 // oomKilled says that the kernel has killed a process of the cgroup, or of one
 // below it, for lack of memory.
 func (g *cgroup) oomKilled() bool {
-	text, err := os.ReadFile(g.dir + "/memory.events")
-	return err == nil && oomKills(string(text)) > 0
-}
-
-// oomKills reads the count of kills from memory.events.
-func oomKills(events string) int {
-	for line := range strings.Lines(events) {
-		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			n, _ := strconv.Atoi(strings.TrimSpace(count))
-			return n
-		}
-	}
-	return 0
+	return g.table("memory.events")["oom_kill"] > 0
 }
 
 // cgroupOf returns the directory of the cgroup that a process is in.

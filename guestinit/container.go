@@ -242,17 +242,21 @@ func sysctlPath(key string) string {
 	return "/proc/sys/" + strings.ReplaceAll(key, "..", "")
 }
 
-// start lets the container init exec.
-func (c *container) start() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.spec.Process == nil:
+// start runs the startContainer hooks and lets the container init exec.
+func (c *container) start(state *specs.State) error {
+	if c.spec.Process == nil {
 		return errors.New("the spec has no process to start")
-	case c.started:
+	}
+	c.mu.Lock()
+	started := c.started
+	c.started = true
+	c.mu.Unlock()
+	if started {
 		return guestproto.Errorf(guestproto.CodeBadRequest, "the container has been started already")
 	}
-	c.started = true
+	if err := c.runHooks(state); err != nil {
+		return err
+	}
 	if err := c.init.proceed(); err != nil {
 		return guestproto.Errorf(guestproto.CodeNoProcess, "the container's process has ended")
 	}

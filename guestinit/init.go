@@ -174,7 +174,11 @@ func (c *container) finishScript(p *process, spec *specs.Process) error {
 	if err := c.impersonate(spec); err != nil {
 		return err
 	}
-	file, err := lookPath(spec.Args[0], path, spec.Cwd)
+	name := spec.Args[0]
+	if p.file != "" {
+		name = p.file
+	}
+	file, err := lookPath(name, path, spec.Cwd)
 	if err != nil {
 		return err
 	}

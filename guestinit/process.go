@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"boxlite/internal/guestproto"
 
@@ -23,6 +24,11 @@ type process struct {
 	// may be another file's by then.
 	pidfdLock sync.Mutex
 	pidfd     int // -1 before the fork and when forgotten
+
+	// file is the program where it is not to be found by args[0].
+	file string
+	// timedOut says that terminate has ended it.
+	timedOut atomic.Bool
 
 	// script and sock belong to the time before execve.
 	script    *script

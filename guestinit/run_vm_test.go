@@ -113,6 +113,7 @@ func TestContainer(t *testing.T) {
 	testCommandErrors(t, v)
 	testExecEnds(t, v)
 	testTerminal(t, v)
+	testLimits(t, v)
 
 	v.ok(guestproto.OpSignal, guestproto.SignalRequest{Signal: 0}, nil)
 	var ps guestproto.ProcessesReply
@@ -183,6 +184,40 @@ func testTerminal(t *testing.T, v *vm) {
 	r := v.collect("tty", true, "line\n")()
 	if r.Code != 4 || !strings.Contains(r.stdout, "/dev/pts/0\r\n30 90\r\n") || !strings.Contains(r.stdout, "got line\r\noops\r\n") {
 		t.Errorf("terminal: %+v", r)
+	}
+}
+
+// testLimits changes limits and the clock, and reads the usage.
+func testLimits(t *testing.T, v *vm) {
+	limit, pids := int64(64<<20), int64(50)
+	v.ok(guestproto.OpUpdate, guestproto.UpdateRequest{Resources: &specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: &limit}, Pids: &specs.LinuxPids{Limit: &pids},
+	}}, nil)
+	var stats guestproto.StatsReply
+	v.ok(guestproto.OpStats, nil, &stats)
+	if stats.Memory.Limit != uint64(limit) || stats.Pids.Limit != uint64(pids) || stats.Pids.Current < 2 || stats.Memory.Usage == 0 || stats.Memory.Usage > uint64(limit) ||
+		stats.CPU.UsageMicros == 0 || len(stats.Memory.Detail) == 0 {
+		t.Errorf("stats = %+v", stats)
+	}
+	bad := guestproto.UpdateRequest{Resources: &specs.LinuxResources{Unified: map[string]string{"../x": "1"}}}
+	wantError(t, v.call(guestproto.OpUpdate, bad, nil), guestproto.CodeInternal, "not a file name")
+	oom := make(chan guestproto.OOMReply, 1)
+	go func() {
+		var r guestproto.OOMReply
+		if err := v.call(guestproto.OpOOM, guestproto.OOMRequest{}, &r); err != nil {
+			t.Error(err)
+		}
+		oom <- r
+	}()
+	if r := v.exec("hog", shell("exec tail /dev/zero"), ""); r.Signal != 9 {
+		t.Errorf("beyond the limit: %+v", r)
+	}
+	if r := <-oom; r.Kills != 1 {
+		t.Errorf("kills = %d, want 1", r.Kills)
+	}
+	v.ok(guestproto.OpClock, guestproto.ClockRequest{UnixNano: 4_000_000_000e9}, nil)
+	if r := v.exec("date", shell("date +%s | cut -c1-8"), ""); r.stdout != "40000000\n" {
+		t.Errorf("date = %+v, want 4000000000", r)
 	}
 }
 

@@ -113,6 +113,8 @@ func (s *server) handlers() map[guestproto.Op]handler {
 		guestproto.OpNetwork:   on(s.configureNetwork),
 		guestproto.OpClock:     on(s.clock),
 		guestproto.OpUpdate:    on(s.update),
+		guestproto.OpStats:     on(s.stats),
+		guestproto.OpOOM:       on(s.awaitOOM),
 	}
 }
 
@@ -183,7 +185,7 @@ func (s *server) start(req *guestproto.StartRequest) (any, error) {
 			return nil, err
 		}
 	}
-	return nil, c.start()
+	return nil, c.start(req.State)
 }
 
 func (s *server) exec(req *guestproto.ExecRequest) (any, error) {

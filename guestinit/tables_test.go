@@ -176,8 +176,9 @@ func TestProcFiles(t *testing.T) {
 	if got := nestedPid("NSpid:\t812\n"); got != 0 {
 		t.Errorf("nestedPid of a process outside = %d, want 0", got)
 	}
-	if got := oomKills("low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n"); got != 2 {
-		t.Errorf("oomKills = %d, want 2", got)
+	got := parseTable("low 0\nmax 12\noom_kill 2\nodd\nnegative -1\nword max\n")
+	if len(got) != 3 || got["low"] != 0 || got["max"] != 12 || got["oom_kill"] != 2 {
+		t.Errorf("parseTable = %v, want low, max and oom_kill", got)
 	}
 	for text, want := range map[string]bool{
 		"MemFree: 5 kB\nDirty:                 0 kB\nWriteback:             0 kB\nWritebackTmp:          0 kB\n": false,

@@ -109,10 +109,12 @@ func rawTerminal(tty *os.File) (restore func(), err error) {
 
 // SendPidfd sends a pidfd of the container's monitor to a listening socket, as
 // runc 1.2's --pidfd-socket does.
-func (c *Container) SendPidfd(socketPath string) error {
-	fd, err := unix.PidfdOpen(c.Pid, 0)
+func (c *Container) SendPidfd(socketPath string) error { return sendPidfd(c.Pid, socketPath) }
+
+func sendPidfd(pid int, socketPath string) error {
+	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return fmt.Errorf("pidfd_open %d: %w", c.Pid, err)
+		return fmt.Errorf("pidfd_open %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
 	return sendDescriptor("pidfd socket", socketPath, "pidfd", uintptr(fd))

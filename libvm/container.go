@@ -96,6 +96,9 @@ func (c *Container) Start() error {
 		return errors.New("config.json has no process: there is nothing to start")
 	}
 	conn, _, err := dialControl(c.dir, controlRequest{Op: controlStart})
+	if hookFailed(err) {
+		return errors.Join(err, c.kill()) // as config.md says: generate an error, stop the container
+	}
 	if err != nil {
 		return c.afterVMLost(err)
 	}
@@ -260,8 +263,8 @@ func (r *Runtime) DeleteRemains(id string) error {
 	return os.RemoveAll(dir)
 }
 
-// HostPids lists the host's processes of the container: the monitor, virtiofsd
-// and QEMU.
+// HostPids lists the host's processes that stand for the container's: the
+// monitor and one for each exec, but not QEMU and virtiofsd.
 func (c *Container) HostPids() ([]int, error) {
 	if c.Status() == specs.StateStopped {
 		return nil, ErrNotRunning
@@ -270,7 +273,8 @@ func (c *Container) HostPids() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cg.Pids()
+	pids, err := cg.Pids()
+	return standIns(pids, c.Pid), err
 }
 
 // GuestPids lists the processes of the container by their pids in it.

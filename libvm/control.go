@@ -28,7 +28,8 @@ import (
 //	 |-- execMessage (signal, resize) ----->|   any number
 //	 |<------------------ execExit ---------|   then both sides close
 //
-// The command's end closing early kills the exec process.
+// The command's end closing early kills the exec process. After a request for
+// events the monitor sends an eventMessage for each until the container ends.
 
 type controlOp string
 
@@ -40,6 +41,8 @@ const (
 	controlPause     controlOp = "pause"
 	controlResume    controlOp = "resume"
 	controlUpdate    controlOp = "update"
+	controlStats     controlOp = "stats"
+	controlEvents    controlOp = "events"
 )
 
 type controlRequest struct {
@@ -61,6 +64,8 @@ type controlReply struct {
 	Error *controlError `json:"error,omitempty"`
 	// Pids are the answer to controlProcesses: pids inside the guest.
 	Pids []int `json:"pids,omitempty"`
+	// Stats are the answer to controlStats.
+	Stats *guestproto.StatsReply `json:"stats,omitempty"`
 }
 
 // controlError keeps which sentinel an error matched across the socket.

@@ -162,7 +162,7 @@ func (b *birth) run() error {
 	if err := b.enterCgroup(); err != nil {
 		return err
 	}
-	b.cfg.State = b.c.ociState(specs.StateCreated)
+	b.cfg.State, b.cfg.MemoryCgroup = b.c.ociState(specs.StateCreated), b.cgroup.MemoryDir()
 	if err := guestproto.WriteFrame(b.sync, b.cfg); err != nil {
 		return partError("configure the monitor", err)
 	}
@@ -209,8 +209,14 @@ func (b *birth) startMonitor() error {
 		return errors.Join(err, theirs.Close())
 	}
 	b.sync = conn.(*net.UnixConn)
-	cmd := exec.Command("/proc/self/exe", b.c.rt.selfArgs("monitor", b.c.ID)...)
-	cmd.Args[0] = "boxlite"
+	var shown []string
+	if p := b.c.Spec.Process; p != nil {
+		shown = p.Args
+	}
+	cmd, err := b.c.rt.selfCommand(shown, "monitor", b.c.ID)
+	if err != nil {
+		return errors.Join(err, theirs.Close())
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(b.opts.Stdio.Stdin), file(b.opts.Stdio.Stdout), file(b.opts.Stdio.Stderr)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

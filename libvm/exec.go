@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"strconv"
 	"syscall"
@@ -29,6 +28,9 @@ type ExecOptions struct {
 	// PidFile, if not empty, receives the pid of the process that stands for
 	// the exec on the host.
 	PidFile string
+	// PidfdSocket, if not empty, is a listening socket that receives a pidfd of
+	// that process.
+	PidfdSocket string
 	// Stdio is what the process has for stdin, stdout and stderr.
 	Stdio Stdio
 	// IgnorePaused has a paused container execute the process when it is
@@ -48,6 +50,11 @@ func (c *Container) Exec(opts ExecOptions) (ExitStatus, error) {
 	if opts.PidFile != "" {
 		if err := replaceFile(opts.PidFile, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
 			return ExitStatus{}, fmt.Errorf("pid file: %w", err)
+		}
+	}
+	if opts.PidfdSocket != "" {
+		if err := sendPidfd(os.Getpid(), opts.PidfdSocket); err != nil {
+			return ExitStatus{}, err
 		}
 	}
 	stdio := opts.Stdio
@@ -77,8 +84,10 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "exec process"), os.NewFile(uintptr(pair[1]), "exec")
 	defer ours.Close()
-	cmd := exec.Command("/proc/self/exe", c.rt.selfArgs("exec-process", c.ID)...)
-	cmd.Args[0] = "boxlite"
+	cmd, err := c.rt.selfCommand(opts.Process.Args, "exec-process", c.ID)
+	if err != nil {
+		return errors.Join(err, theirs.Close())
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(opts.Stdio.Stdin), file(opts.Stdio.Stdout), file(opts.Stdio.Stderr)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -122,6 +131,11 @@ func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
 	}
 	if ev.Event != eventReady {
 		return ev.Error.err()
+	}
+	if opts.PidfdSocket != "" {
+		if err := sendPidfd(pid, opts.PidfdSocket); err != nil {
+			return err
+		}
 	}
 	if opts.PidFile != "" {
 		if err := replaceFile(opts.PidFile, []byte(strconv.Itoa(pid)), 0o644); err != nil {

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"boxlite/internal/guestproto"
 )
 
 // runHooks runs hooks one after the other with state on their stdin, as
@@ -50,6 +53,12 @@ func runHook(h specs.Hook, state []byte) error {
 		return fmt.Errorf("error running hook: %w, output: %s", err, out)
 	}
 	return nil
+}
+
+// hookFailed says that err is a startContainer hook's, which the guest runs.
+func hookFailed(err error) bool {
+	var ge *guestproto.Error
+	return errors.As(err, &ge) && ge.Code == guestproto.CodeHook
 }
 
 // hooksOf returns the spec's hooks, never nil.

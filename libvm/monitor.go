@@ -50,6 +50,8 @@ type monitorConfig struct {
 	// namespaces, and State is what they read on stdin.
 	Hooks []specs.Hook `json:"hooks,omitempty"`
 	State specs.State  `json:"state"`
+	// MemoryCgroup is the directory of the host's memory cgroup, or empty.
+	MemoryCgroup string `json:"memoryCgroup,omitempty"`
 }
 
 // monitorEvent is a message between create and the monitor, see RunMonitor.
@@ -86,6 +88,7 @@ type monitor struct {
 	killed   bool // SIGKILL was asked for
 
 	paused pauseState
+	oom    oomCount
 
 	grownMiB int // memory that growMemory has plugged in
 }
@@ -118,7 +121,9 @@ func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 		return 1
 	}
 	go m.forward(signals)
-	return m.waitInit()
+	status := m.waitInit()
+	m.reportOOM()
+	return status
 }
 
 // create does everything up to the guest holding the container.
@@ -142,6 +147,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if err := detachMounts(); err != nil {
 		return partError("mount namespace", err)
 	}
+	m.openOOMBell()
 	share := filepath.Join(cfg.StateDir, shareDir)
 	if err := mountShare(share, cfg.Plan.Binds, cfg.MountLabel); err != nil {
 		return err
@@ -171,6 +177,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 		return err
 	}
 	go m.serve(listener)
+	go m.watchOOM()
 	return nil
 }
 
@@ -284,6 +291,9 @@ func (m *monitor) bootGuest() error {
 		if err != nil {
 			m.log.Debug("wait for the container init", "error", err)
 			rep = guestproto.WaitReply{Code: exitVMLost}
+		}
+		if rep.OOMKilled {
+			m.oom.raise(1) // it may not have been heard of otherwise
 		}
 		m.end = rep
 		close(m.ended)
@@ -444,17 +454,21 @@ func (m *monitor) endVM() {
 // interfaces and lets the container init go.
 func (m *monitor) start() error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.started {
+	started := m.started
+	m.started = true
+	m.mu.Unlock()
+	if started {
 		return ErrRunning
 	}
 	wanted, err := m.net.plug(m.vmm.qmp, m.guest)
 	if err != nil {
 		return err
 	}
-	if err := m.guest.call(guestproto.OpStart, guestproto.StartRequest{Network: wanted}, nil, requestTimeout); err != nil {
-		return err
+	req, timeout := guestproto.StartRequest{Network: wanted}, requestTimeout
+	if m.cfg.Plan.Guest.Hooks != nil {
+		state := m.cfg.State
+		state.Pid = 1 // as the hooks see the container
+		req.State, timeout = &state, 0
 	}
-	m.started = true
-	return nil
+	return m.guest.call(guestproto.OpStart, req, nil, timeout)
 }

@@ -77,7 +77,7 @@ func startIn(cmd *exec.Cmd, fresh uintptr, join []specs.LinuxNamespace) error {
 				}
 			}
 			if err := cmd.Start(); err != nil {
-				return partError("start "+cmd.Args[1], err)
+				return partError("start boxlite again", err)
 			}
 			return nil
 		}()

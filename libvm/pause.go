@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -86,7 +87,8 @@ type pauseState struct {
 	gate gate
 	// changing is held while the processors are being stopped or let go.
 	changing sync.Mutex
-	queued   []queuedSignal // what was sent during the pause; the gate's lock guards it
+	stats    atomic.Pointer[guestproto.StatsReply] // of the last pause
+	queued   []queuedSignal                        // what was sent during the pause; the gate's lock guards it
 }
 
 type queuedSignal struct {
@@ -116,6 +118,9 @@ func (m *monitor) pause() error {
 	defer m.paused.changing.Unlock()
 	if m.paused.gate.isShut() {
 		return nil
+	}
+	if stats, err := m.guest.stats(pausePatience); err == nil { // the guest can be asked no more
+		m.paused.stats.Store(stats)
 	}
 	m.paused.gate.shut(pausePatience)
 	err := m.qmp("stop")

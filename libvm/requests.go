@@ -58,6 +58,13 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 	case controlUpdate:
 		closeAll(files)
 		return controlReply{Error: toControlError(m.update(req.Update))}.send(conn)
+	case controlStats:
+		closeAll(files)
+		stats, err := m.stats()
+		return controlReply{Error: toControlError(err), Stats: stats}.send(conn)
+	case controlEvents:
+		closeAll(files)
+		return m.sendEvents(conn)
 	case controlExec:
 		return m.exec(conn, req.Exec, files)
 	default:

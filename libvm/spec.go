@@ -105,7 +105,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 			return nil, err
 		}
 	}
-	p.hostOnly()
+	p.hostOnly(spec)
 	return p, nil
 }
 
@@ -246,9 +246,12 @@ func (p *Plan) namespaces() {
 }
 
 // hostOnly takes out what is done on the host or has no meaning in the guest.
-func (p *Plan) hostOnly() {
+func (p *Plan) hostOnly(spec *specs.Spec) {
 	g := p.Guest
 	g.Hooks = nil
+	if hooks := hooksOf(spec).StartContainer; len(hooks) > 0 {
+		g.Hooks = &specs.Hooks{StartContainer: hooks} // the others are the host's
+	}
 	g.Linux.CgroupsPath = ""
 	g.Linux.MountLabel = ""
 	g.Linux.Resources = guestResources(g.Linux.Resources, p.Shape.VCPUs) // the device filter has its devices

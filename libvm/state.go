@@ -158,8 +158,9 @@ func lock(dir string) (func(), error) {
 
 // processStat is what one line of /proc/PID/stat says of a process.
 type processStat struct {
-	state byte
-	start uint64
+	state  byte
+	parent int
+	start  uint64
 }
 
 // statProcess reads /proc/pid/stat (proc(5)).
@@ -171,7 +172,7 @@ func statProcess(pid int) (processStat, error) {
 	return parseStat(string(raw))
 }
 
-// parseStat reads fields 3 (state) and 22 (start time). The command name,
+// parseStat reads fields 3 (state), 4 (parent) and 22 (start time). The command name,
 // field 2, is in parentheses and may hold anything, parentheses included.
 func parseStat(line string) (processStat, error) {
 	end := strings.LastIndexByte(line, ')')
@@ -186,7 +187,11 @@ func parseStat(line string) (processStat, error) {
 	if err != nil {
 		return processStat{}, fmt.Errorf("malformed stat line %q", line)
 	}
-	return processStat{state: fields[0][0], start: start}, nil
+	parent, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return processStat{}, fmt.Errorf("malformed stat line %q", line)
+	}
+	return processStat{state: fields[0][0], parent: parent, start: start}, nil
 }
 
 // alive says whether the process is there, is the one that started at start,

@@ -7,8 +7,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 func TestMergeResources(t *testing.T) {
 	for name, tc := range map[string]struct{ old, update, after, change string }{
 		"nothing": {`{}`, `{}`, `{}`, `{}`},

@@ -67,9 +67,6 @@ func validate(spec *specs.Spec) error {
 			return errors.New("a mount without destination")
 		}
 	}
-	if spec.Hooks != nil && len(spec.Hooks.StartContainer) > 0 {
-		return errors.New("hooks.startContainer: a hook inside the container cannot be run in the VM")
-	}
 	if spec.Linux == nil {
 		return nil
 	}

@@ -16,7 +16,9 @@
 //	 |-- Request{Op: "wait", ""} ---------------->|   answered when the process has ended
 //	 |-- Request{Op: "start", network} ---------->|   configures NICs, execs
 //	 |<------------------------- Reply -----------|
-//	 |        ...exec, signal, resize, ps...      |
+//	 |-- Request{Op: "oom", seen} --------------->|   answered when the kernel has killed for
+//	 |        ...exec, signal, resize, ps...      |   lack of memory more often than seen
+//	 |        ...update, stats, clock...          |
 //	 |<------------------- Reply to wait ---------|   all output is in the streams by then
 //
 // A frame is a 4-byte big-endian length and that many bytes of JSON, at most

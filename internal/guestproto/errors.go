@@ -12,6 +12,7 @@ const (
 	CodeCommand    Code = "command"    // args[0] cannot be executed; Message is runc's wording
 	CodeNoProcess  Code = "no-process" // no such process, or it has ended
 	CodeBadRequest Code = "bad-request"
+	CodeHook       Code = "hook" // a startContainer hook has failed
 )
 
 // Error is a failure inside the guest.

@@ -2,6 +2,7 @@ package guestproto
 
 import (
 	"encoding/json"
+	"math"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -43,6 +44,8 @@ const (
 	OpNetwork   Op = "network"   // Network, -
 	OpClock     Op = "clock"     // ClockRequest, -
 	OpUpdate    Op = "update"    // UpdateRequest, -
+	OpStats     Op = "stats"     // -, StatsReply
+	OpOOM       Op = "oom"       // OOMRequest, OOMReply
 	OpDNS       Op = "dns"       // -, -; DNS messages follow the reply, see DNSAddress
 )
 
@@ -105,6 +108,9 @@ type StartRequest struct {
 	// Network is what the guest's interfaces shall look like; its NICs are in
 	// the VM before the request is made. Nil means loopback only.
 	Network *Network `json:"network,omitempty"`
+	// State is what the startContainer hooks of the spec read. A hook that
+	// fails gives CodeHook, and the container is not started.
+	State *specs.State `json:"state,omitempty"`
 }
 
 // ExecRequest starts a further process in the container.
@@ -178,6 +184,57 @@ type ResizeRequest struct {
 // namespace.
 type ProcessesReply struct {
 	Pids []int `json:"pids"`
+}
+
+// NoLimit is what a limit is where there is none.
+const NoLimit = math.MaxUint64
+
+// StatsReply is what the container has used, as its cgroup in the guest counts it.
+type StatsReply struct {
+	CPU    CPUStats    `json:"cpu"`
+	Memory MemoryStats `json:"memory"`
+	Pids   PidsStats   `json:"pids"`
+}
+
+// CPUStats is cpu.stat of cgroup v2.
+type CPUStats struct {
+	UsageMicros      uint64 `json:"usageMicros"`
+	UserMicros       uint64 `json:"userMicros"`
+	SystemMicros     uint64 `json:"systemMicros"`
+	Periods          uint64 `json:"periods,omitempty"`
+	ThrottledPeriods uint64 `json:"throttledPeriods,omitempty"`
+	ThrottledMicros  uint64 `json:"throttledMicros,omitempty"`
+}
+
+// MemoryStats are in bytes.
+type MemoryStats struct {
+	Usage uint64 `json:"usage"`
+	Peak  uint64 `json:"peak"`
+	Limit uint64 `json:"limit"`
+	// AtLimit counts how often the usage was about to go over the limit.
+	AtLimit   uint64 `json:"atLimit,omitempty"`
+	Swap      uint64 `json:"swap,omitempty"`
+	SwapLimit uint64 `json:"swapLimit"`
+	Kernel    uint64 `json:"kernel"`
+	// Detail is memory.stat.
+	Detail map[string]uint64 `json:"detail,omitempty"`
+}
+
+// PidsStats counts processes and threads.
+type PidsStats struct {
+	Current uint64 `json:"current"`
+	Limit   uint64 `json:"limit"`
+}
+
+// OOMRequest is answered once the guest's kernel has killed more than Seen
+// processes of the container for lack of memory.
+type OOMRequest struct {
+	Seen uint64 `json:"seen"`
+}
+
+// OOMReply counts the kills so far.
+type OOMReply struct {
+	Kills uint64 `json:"kills"`
 }
 
 // Network is the wanted state of the guest's network: what the container's

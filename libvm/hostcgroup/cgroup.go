@@ -165,6 +165,35 @@ func (c *Cgroup) Pids() ([]int, error) {
 	return c.manager.GetAllPids()
 }
 
+// Blkio counts block I/O by device and operation, in runc's form.
+type Blkio struct {
+	Bytes      []BlkioEntry `json:"ioServiceBytesRecursive,omitempty"`
+	Operations []BlkioEntry `json:"ioServicedRecursive,omitempty"`
+}
+
+// BlkioEntry is a count for one device and operation (Read, Write, ...).
+type BlkioEntry struct {
+	Major uint64 `json:"major,omitempty"`
+	Minor uint64 `json:"minor,omitempty"`
+	Op    string `json:"op,omitempty"`
+	Value uint64 `json:"value,omitempty"`
+}
+
+// Blkio reads the block I/O of the cgroup's processes.
+func (c *Cgroup) Blkio() (Blkio, error) {
+	stats, err := c.manager.GetStats()
+	if err != nil {
+		return Blkio{}, err
+	}
+	convert := func(entries []cgroups.BlkioStatEntry) (out []BlkioEntry) {
+		for _, e := range entries {
+			out = append(out, BlkioEntry(e))
+		}
+		return out
+	}
+	return Blkio{convert(stats.BlkioStats.IoServiceBytesRecursive), convert(stats.BlkioStats.IoServicedRecursive)}, nil
+}
+
 // Freeze stops every process until Thaw.
 func (c *Cgroup) Freeze() error { return c.manager.Freeze(cgroups.Frozen) }
 

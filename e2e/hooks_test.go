@@ -1,0 +1,170 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// logHook appends its name and the state that it reads to a file, of the host or of the container.
+func logHook(name, file string) []specs.Hook {
+	return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `echo "` + name + ` $0 $ADDED $(cat)" >>` + file, "hook-" + name}, Env: []string{"PATH=/bin:/usr/bin", "ADDED=env"}}}
+}
+
+func failingHook(file string) []specs.Hook {
+	return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo ran >>" + file + "; echo because >&2; exit 3"}}}
+}
+
+// Each kind of hook runs once, in order, with the state on stdin and nothing but its own environment. runc 1.1 runs the
+// poststart hooks at create already.
+func TestHooks(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("hooks", "echo process >>/log; sleep 1000", func(s *specs.Spec) {
+			log := workDir + "/bundle-hooks/rootfs/log"
+			s.Hooks = &specs.Hooks{
+				//lint:ignore SA1019 deprecated in the spec, but what docker uses
+				Prestart:        logHook("prestart", log),
+				CreateRuntime:   logHook("createRuntime", log),
+				CreateContainer: logHook("createContainer", log),
+				StartContainer:  append(logHook("startContainer", "/log"), logHook("second", "/log; [ $$ -lt 100 ] && hostname >/where; id -u >>/where")...),
+				Poststart:       logHook("poststart", log),
+				Poststop:        logHook("poststop", log),
+			}
+			s.Process.User.UID = 0
+		})
+		c := h.create(b)
+		atCreate, atStart := "prestart createRuntime createContainer", " startContainer second poststart"
+		if !h.rt.isVM() {
+			atCreate, atStart = atCreate+" poststart", " startContainer second"
+		}
+		h.wantHooks(b, c.pid, atCreate)
+		c.start()
+		if err := waitFor("the process", func() bool { return strings.Contains(h.hookLog(b), "process\n") }); err != nil {
+			h.Fatal(err)
+		}
+		h.wantHooks(b, c.pid, atCreate+atStart)
+		where, err := os.ReadFile(b.rootfs("where"))
+		h.noErr(err)
+		h.want("host name, with a small pid, and user of the hook", string(where), "by-hand\n0\n")
+		h.must("kill", b.id, "KILL")
+		h.waitStatus(b.id, specs.StateStopped)
+		h.must("delete", b.id)
+		h.wantHooks(b, c.pid, atCreate+atStart+" poststop")
+	})
+}
+
+func (h *hand) hookLog(b bundle) string {
+	h.Helper()
+	text, err := os.ReadFile(b.rootfs("log"))
+	h.noErr(err)
+	return string(text)
+}
+
+// wantHooks compares the hooks that have run, and looks at what they were told.
+func (h *hand) wantHooks(b bundle, pid int, want string) {
+	h.Helper()
+	var names []string
+	for line := range strings.Lines(h.hookLog(b)) {
+		fields := strings.SplitN(strings.TrimSpace(line), " ", 4)
+		if fields[0] == "process" {
+			continue
+		}
+		names = append(names, fields[0])
+		if len(fields) < 4 {
+			h.Fatalf("hook wrote %q", line)
+		}
+		h.want("arguments and environment of "+fields[0], fields[1]+" "+fields[2], "hook-"+fields[0]+" env")
+		var st specs.State
+		if err := json.Unmarshal([]byte(fields[3]), &st); err != nil {
+			h.Fatalf("state of %s: %v: %s", fields[0], err, fields[3])
+		}
+		h.want("id and bundle for "+fields[0], st.ID+" "+st.Bundle, b.id+" "+b.dir)
+		status, at := "created", pid
+		switch fields[0] {
+		case "startContainer", "second":
+			at = 1 // as it is seen from inside
+		case "poststart":
+			status = "running"
+		case "poststop":
+			status, at = "stopped", 0
+		default:
+			if !h.rt.isVM() {
+				continue // runc says creating, and of createContainer pid 1
+			}
+		}
+		if fields[0] == "poststart" && !h.rt.isVM() {
+			status = "created"
+		}
+		h.want("status and pid for "+fields[0], string(st.Status)+" "+itoa(st.Pid), status+" "+itoa(at))
+	}
+	h.want("hooks", strings.Join(names, " "), want)
+}
+
+// A hook that fails, or takes longer than it may, fails the command that ran it.
+func TestHookFails(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		log := workDir + "/bundle-hookfails/rootfs/log"
+		b := h.bundle("hookfails", "echo the process ran; sleep 1000", nil)
+		set := func(edit func(*specs.Hooks)) {
+			spec := defaultSpec(b.id, "sh", "-c", "echo the process ran; sleep 1000")
+			spec.Hooks = &specs.Hooks{Poststop: logHook("poststop", log)}
+			edit(spec.Hooks)
+			h.writeSpec(b, spec)
+			h.noErr(os.WriteFile(b.rootfs("log"), nil, 0o644))
+		}
+		wantLog := func(want string) {
+			h.Helper()
+			var names []string
+			for line := range strings.Lines(h.hookLog(b)) {
+				names = append(names, strings.Fields(line)[0])
+			}
+			h.want("log", strings.Join(names, " "), want)
+		}
+		for name, edit := range map[string]func(*specs.Hooks){
+			"createRuntime":   func(s *specs.Hooks) { s.CreateRuntime = failingHook(log) },
+			"createContainer": func(s *specs.Hooks) { s.CreateContainer = failingHook(log) },
+		} {
+			set(edit)
+			h.wantFail(name+" hook #0: .*exit status 3.*because", "create", "--bundle", b.dir, b.id)
+			h.wantFail("container does not exist", "state", b.id)
+			wantLog("ran poststop")
+		}
+
+		one := 1
+		for name, hooks := range map[string][]specs.Hook{
+			"startContainer hook #1: .*exit status 3.*because":                  append(logHook("first", "/log"), failingHook("/log")...),
+			`startContainer hook #0: /bin/sh: timed out after 1 s`:              {{Path: "/bin/sh", Args: []string{"sh", "-c", "sleep 1000"}, Timeout: &one}},
+			`startContainer hook #0: .*/no/hook: no such file`:                  {{Path: "/no/hook"}},
+			`startContainer hook #0: .*signal 9`:                                {{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -9 $$"}}},
+			`startContainer hook #0: .*exit status 1, output: .*x{1000}\\nend"`: {{Path: "/bin/sh", Args: []string{"sh", "-c", "head -c 200000 /dev/zero | tr '\\0' x; echo; echo end; exit 1"}}},
+		} {
+			set(func(s *specs.Hooks) { s.StartContainer = hooks })
+			c := h.create(b)
+			h.wantFail(name, "start", b.id)
+			c.wantKilled()
+			h.wantStatus(b.id, specs.StateStopped)
+			h.want("output", c.out.wait(), "")
+			h.must("delete", b.id)
+		}
+
+		set(func(s *specs.Hooks) { s.Poststart = failingHook(log) })
+		c := h.create(b)
+		h.wantFail("poststart hook #0: .*because", "start", b.id)
+		c.wantKilled()
+		h.must("delete", b.id)
+		wantLog("ran poststop")
+
+		set(func(s *specs.Hooks) { s.Poststop = failingHook(log) })
+		c = h.create(b)
+		r := h.cmd("delete", b.id)
+		h.wantCode(r, 0)
+		h.wantPart("the warning", r.stderr, "level=warning")
+		c.end()
+		wantLog("ran")
+	})
+}
