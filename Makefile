@@ -83,6 +83,10 @@ e2e: all kernel-host ## containers through a real dockerd, by hand and under KVM
 	@echo '== e2e tests'
 	$(GO) test -count=1 -p 1 -v -timeout 60m $(ALLTESTFLAGS) ./e2e/...
 
+.PHONY: soak
+soak: all ## 200 mixed operations through docker, nothing left behind; about 10 minutes emulated (root)
+	E2E_SOAK=$${E2E_SOAK:-200} E2E_RUNTIMES=boxlite $(GO) test -count=1 -timeout 60m -v ./e2e -run TestSoak
+
 .PHONY: lint
 lint: ## gofumpt, go vet, staticcheck, shellcheck
 	@echo '== lint'
