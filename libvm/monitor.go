@@ -452,14 +452,19 @@ func (m *monitor) endVM() {
 
 // start looks at the network namespace as it is now, gives the guest its
 // interfaces and lets the container init go.
-func (m *monitor) start() error {
-	m.mu.Lock()
+func (m *monitor) start() (err error) {
+	m.mu.Lock() // not for longer: a signal may have to end what start waits for
 	started := m.started
 	m.started = true
 	m.mu.Unlock()
 	if started {
 		return ErrRunning
 	}
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.started = err == nil
+	}()
 	wanted, err := m.net.plug(m.vmm.qmp, m.guest)
 	if err != nil {
 		return err
