@@ -16,6 +16,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/moby/sys/userns"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
@@ -47,10 +48,14 @@ type check struct {
 func machineChecks(o parts.Options, wantAccel string) []check {
 	return []check{
 		{"user", func() (string, error) {
-			if uid := os.Geteuid(); uid != 0 {
-				return "", fmt.Errorf("uid %d: run as root, which network namespaces, taps and cgroups need", uid)
+			switch uid := os.Geteuid(); {
+			case uid != 0:
+				return fmt.Sprintf("uid %d, root in a user namespace per container", uid), nil
+			case userns.RunningInUserNS():
+				return "root of a user namespace", nil
+			default:
+				return "root", nil
 			}
-			return "root", nil
 		}},
 		{"QEMU", func() (string, error) { return checkQEMU(o) }},
 		{"virtiofsd", func() (string, error) {
@@ -63,6 +68,9 @@ func machineChecks(o parts.Options, wantAccel string) []check {
 			return fmt.Sprintf("%s (%s)", a, reason), err
 		}},
 		{"network", func() (string, error) {
+			if os.Geteuid() != 0 {
+				return "QEMU's own (what podman's networks need, podman unshare boxlite check says)", nil
+			}
 			if err := hostnet.Probe(); errors.Is(err, unix.EPERM) {
 				return "", fmt.Errorf("%w: this user may not", err)
 			} else if err != nil {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -120,6 +121,7 @@ var globalFlags = []cli.Flag{
 	&cli.StringFlag{Name: "log-format", Value: "text", Usage: "text or json"},
 	&cli.BoolFlag{Name: "debug", Usage: "log decisions and the QEMU command line"},
 	&cli.BoolFlag{Name: "systemd-cgroup", Usage: "have systemd make the cgroups; cgroupsPath is then slice:prefix:name"},
+	&cli.StringFlag{Name: "cgroup-manager", Usage: "cgroupfs, systemd (as --systemd-cgroup), or disabled for no cgroup at all"},
 	&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "accepted as runc does: true, false or auto"},
 	&cli.StringFlag{Name: "criu", Usage: "accepted and ignored"},
 	&cli.StringFlag{Name: "kernel", Usage: "guest kernel: lean or net (default: net for a container with CAP_NET_ADMIN)"},
@@ -142,7 +144,7 @@ func stateRoot(c *cli.Context) (string, error) {
 	root := c.String("root")
 	if root == "" {
 		root = "/run/boxlite"
-		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
+		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && actsForUser() {
 			root = filepath.Join(dir, "boxlite")
 		}
 	}
@@ -156,16 +158,28 @@ func stateRoot(c *cli.Context) (string, error) {
 	return root, nil
 }
 
+// actsForUser says that the program works for an ordinary user, be it as the
+// root of that user's namespace. It is runc's rule: the root of a system
+// container has root for a name, podman gives none.
+func actsForUser() bool {
+	return os.Geteuid() != 0 || userns.RunningInUserNS() && os.Getenv("USER") != "root"
+}
+
 // newRuntime makes the runtime that the global flags describe.
 func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 	root, err := stateRoot(c)
 	if err != nil {
 		return nil, err
 	}
+	cgroups := c.String("cgroup-manager")
+	if cgroups != "" && cgroups != "cgroupfs" && cgroups != "systemd" && cgroups != "disabled" {
+		return nil, fmt.Errorf("--cgroup-manager %q: cgroupfs, systemd or disabled", cgroups)
+	}
 	logs := c.App.Metadata["logs"].(*logOutput)
 	return &libvm.Runtime{
 		Root:          root,
-		SystemdCgroup: c.Bool("systemd-cgroup"),
+		SystemdCgroup: c.Bool("systemd-cgroup") || cgroups == "systemd",
+		NoCgroup:      cgroups == "disabled",
 		Parts:         partOptions(c),
 		Accel:         c.String("accel"),
 		Overrides:     libvm.Overrides{Kernel: c.String("kernel"), MemoryMiB: c.Int("vm-memory"), VCPUs: c.Int("vcpus")},

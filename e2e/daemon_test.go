@@ -188,14 +188,10 @@ func (d *daemon) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+func (d *daemon) runFlags(rt ociRuntime) []string { return []string{"--runtime", rt.name} }
+
 // try runs docker to its end; stdin may be nil.
-func (d *daemon) try(stdin io.Reader, args ...string) result {
-	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	defer cancel()
-	cmd := d.command(ctx, args...)
-	cmd.Stdin = stdin
-	return finish(ctx, cmd)
-}
+func (d *daemon) try(stdin io.Reader, args ...string) result { return try(d, stdin, args...) }
 
 // finish runs cmd and collects its output. A result with code -1 says in stderr why.
 func finish(ctx context.Context, cmd *exec.Cmd) result {

@@ -1,17 +1,37 @@
 package e2e
 
 import (
+	"context"
 	"io"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// An env is a case on one runtime, through dockerd. It fails the test with what the command said.
+// An env is a case on one runtime, through an engine. It fails the test with what the command said.
 type env struct {
 	*testing.T
-	rt ociRuntime
-	d  *daemon
+	rt  ociRuntime
+	d   *daemon // nil in podman's cases
+	eng engine
+}
+
+// An engine is docker or podman: a command line, alike in both, that drives the runtime.
+type engine interface {
+	command(ctx context.Context, args ...string) *exec.Cmd
+	// runFlags are those of run and create that belong to every container of a case.
+	runFlags(rt ociRuntime) []string
+}
+
+// try runs a command of the engine to its end; stdin may be nil.
+func try(eng engine, stdin io.Reader, args ...string) result {
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	cmd := eng.command(ctx, args...)
+	cmd.Stdin = stdin
+	return finish(ctx, cmd)
 }
 
 // eachRuntime runs the case on each selected runtime and checks that nothing is left of it.
@@ -36,7 +56,7 @@ func eachVM(t *testing.T, f func(e *env)) {
 }
 
 func runCase(t *testing.T, rt ociRuntime, f func(e *env)) {
-	e := &env{T: t, rt: rt, d: theDaemon}
+	e := &env{T: t, rt: rt, d: theDaemon, eng: theDaemon}
 	before := takeSnapshot()
 	logged := e.d.logSize()
 	t.Cleanup(func() {
@@ -66,17 +86,17 @@ func (e *env) removeAll() {
 	}
 }
 
-// docker runs docker with args.
+// docker runs the engine's command with args.
 func (e *env) docker(args ...string) result {
-	return e.d.try(nil, args...)
+	return try(e.eng, nil, args...)
 }
 
 // dockerIn is docker with an input.
 func (e *env) dockerIn(stdin io.Reader, args ...string) result {
-	return e.d.try(stdin, args...)
+	return try(e.eng, stdin, args...)
 }
 
-// ok runs docker with args, which must succeed, and returns stdout without its last newline.
+// ok runs the engine's command with args, which must succeed, and returns stdout without its last newline.
 func (e *env) ok(args ...string) string {
 	e.Helper()
 	r := e.docker(args...)
@@ -88,7 +108,7 @@ func (e *env) ok(args ...string) string {
 
 // runArgs is "run --rm" on the runtime under test with args.
 func (e *env) runArgs(args ...string) []string {
-	return append([]string{"run", "--rm", "--runtime", e.rt.name}, args...)
+	return slices.Concat([]string{"run", "--rm"}, e.eng.runFlags(e.rt), args)
 }
 
 // run is docker run --rm with args, to its end.
@@ -131,7 +151,7 @@ func (e *env) wantReport(got, want map[string]string) {
 // start is docker run -d with args; it returns the container's id. The container is removed when the case ends.
 func (e *env) start(args ...string) string {
 	e.Helper()
-	return e.ok(append([]string{"run", "-d", "--runtime", e.rt.name}, args...)...)
+	return e.ok(slices.Concat([]string{"run", "-d"}, e.eng.runFlags(e.rt), args)...)
 }
 
 // startReady is start, and returns when the container has printed the line.

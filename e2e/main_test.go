@@ -150,6 +150,13 @@ func checkMachine() error {
 		{"iptables", "iptables"},
 		{"unshare", "util-linux"},
 		{"go", "golang"},
+		{"podman", "podman"},
+		{"conmon", "conmon"},
+		{"/usr/lib/podman/netavark", "netavark"},
+		{"/usr/lib/podman/aardvark-dns", "aardvark-dns"},
+		{"slirp4netns", "slirp4netns"},
+		{"newuidmap", "uidmap"},
+		{"catatonit", "catatonit"},
 	} {
 		if _, err := exec.LookPath(tool[0]); err != nil {
 			missing = append(missing, fmt.Errorf("%s is missing (Debian: apt-get install %s)", tool[0], tool[1]))

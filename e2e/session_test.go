@@ -32,18 +32,18 @@ type session struct {
 	closed bool
 }
 
-// session starts docker with args over pipes.
+// session starts the engine's command with args over pipes.
 func (e *env) session(args ...string) *session {
 	e.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	return startSession(e.T, e.d.command(ctx, args...), cancel)
+	return startSession(e.T, e.eng.command(ctx, args...), cancel)
 }
 
-// terminal starts docker with args on a terminal of 24 rows and 80 columns.
+// terminal starts the engine's command with args on a terminal of 24 rows and 80 columns.
 func (e *env) terminal(args ...string) *session {
 	e.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	return startOnTerminal(e.T, e.d.command(ctx, args...), cancel)
+	return startOnTerminal(e.T, e.eng.command(ctx, args...), cancel)
 }
 
 func newSession(t *testing.T, cmd *exec.Cmd, cancel context.CancelFunc) *session {
@@ -81,7 +81,10 @@ func startOnTerminal(t *testing.T, cmd *exec.Cmd, cancel context.CancelFunc) *se
 	s.pty, s.in = master, master
 	s.resize(24, 80)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, true, 0
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

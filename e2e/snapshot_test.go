@@ -141,9 +141,13 @@ func (s snapshot) addFiles(roots ...string) {
 }
 
 // keptByOthers names what is not the runtime's: dockerd removes the mount points of network namespaces once a minute (while
-// mounted they are lines of their own) and has a new socket after each start, and umount has a table.
+// mounted they are lines of their own) and has a new socket after each start, umount has a table, and podman forgets the
+// file of slirp4netns' socket and how a container ended that did not start.
 func keptByOthers(path string) bool {
-	for _, pattern := range []string{"/run/dockerd-*/netns", "/run/dockerd-*/libnetwork", "/run/mount"} {
+	for _, pattern := range []string{
+		"/run/dockerd-*/netns", "/run/dockerd-*/libnetwork", "/run/mount", "/run/libpod/*.net", "/run/libpod/exits/*",
+		"/run/user/*/libpod/tmp/*.net", "/run/user/*/libpod/tmp/exits/*",
+	} {
 		if ok, _ := filepath.Match(pattern, path); ok {
 			return true
 		}

@@ -209,7 +209,7 @@ func (c *Container) Delete(force bool) error {
 		return err
 	}
 	if c.NetNS != "" {
-		if err := restoreNetwork(c.NetNS); err != nil {
+		if err := restoreNetwork(c.NetNS, c.ID); err != nil {
 			c.rt.Log.Warn("network namespace", "id", c.ID, "path", c.NetNS, "error", err)
 		}
 	}
@@ -268,6 +268,9 @@ func (r *Runtime) DeleteRemains(id string) error {
 func (c *Container) HostPids() ([]int, error) {
 	if c.Status() == specs.StateStopped {
 		return nil, ErrNotRunning
+	}
+	if c.Cgroup == nil || len(c.Cgroup.Paths) == 0 {
+		return []int{c.Pid}, nil // without a cgroup nobody knows the execs' processes
 	}
 	cg, err := hostcgroup.Load(*c.Cgroup)
 	if err != nil {

@@ -87,7 +87,9 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 		OCIVersion: spec.Version, ID: id, Bundle: opts.Bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(), Spec: spec,
 		Kernel: string(plan.Shape.Kernel), KernelReason: plan.Shape.KernelReason, Accel: acc.String(), Privileged: plan.Shape.Privileged,
 		MemoryMiB: plan.Shape.MemoryMiB, VCPUs: plan.Shape.VCPUs, NetNS: netns.Path,
+		OwnUserNS: os.Geteuid() != 0,
 	}}
+	fresh, _ := hostNamespaces(spec)
 	b := &birth{c: c, plan: plan, opts: opts}
 	defer func() {
 		if err != nil {
@@ -97,6 +99,7 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	b.cfg = monitorConfig{
 		ID: id, StateDir: dir, Plan: plan, Parts: found, Kernel: kernel, Accel: acc, Debug: r.Debug,
 		ConsoleSocket: opts.ConsoleSocket, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
+		Sandbox: spec.Annotations[annotationSandbox], OwnUTS: fresh&unix.CLONE_NEWUTS != 0,
 		Hooks: hooksOf(spec).CreateContainer,
 	}
 	if spec.Process != nil {
@@ -162,7 +165,7 @@ func (b *birth) run() error {
 	if err := b.enterCgroup(); err != nil {
 		return err
 	}
-	b.cfg.State, b.cfg.MemoryCgroup = b.c.ociState(specs.StateCreated), b.cgroup.MemoryDir()
+	b.cfg.State = b.c.ociState(specs.StateCreated)
 	if err := guestproto.WriteFrame(b.sync, b.cfg); err != nil {
 		return partError("configure the monitor", err)
 	}
@@ -221,6 +224,9 @@ func (b *birth) startMonitor() error {
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	fresh, join := hostNamespaces(b.c.Spec)
+	if b.c.OwnUserNS {
+		fresh |= becomeRoot(cmd.SysProcAttr)
+	}
 	if err := startIn(cmd, fresh, join); err != nil {
 		return errors.Join(err, theirs.Close())
 	}
@@ -242,6 +248,9 @@ func file(f *os.File) interface {
 // enterCgroup puts the monitor into the container's cgroup before it has any
 // child.
 func (b *birth) enterCgroup() error {
+	if b.c.rt.NoCgroup {
+		return writeState(b.c.dir, birthFile, &b.c.State)
+	}
 	cg, err := hostcgroup.New(hostcgroup.Config{
 		Path: cgroupsPath(b.c.Spec), ID: b.c.ID, Systemd: b.c.rt.SystemdCgroup, Rootless: os.Geteuid() != 0,
 	})
@@ -258,6 +267,7 @@ func (b *birth) enterCgroup() error {
 	if err := cg.Set(resourcesOf(b.c.Spec), overhead(b.plan.Shape)); err != nil {
 		return cgroupError(err)
 	}
+	b.cfg.MemoryCgroup = cg.MemoryDir()
 	return b.record()
 }
 

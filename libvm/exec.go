@@ -91,7 +91,13 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(opts.Stdio.Stdin), file(opts.Stdio.Stdout), file(opts.Stdio.Stderr)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = startIn(cmd, 0, namespacesOf(c.Pid))
+	// A program of several threads cannot enter a user namespace, and no other
+	// namespace of it without. The end of the monitor ends the exec all the same.
+	var join []specs.LinuxNamespace
+	if !c.OwnUserNS {
+		join = namespacesOf(c.Pid)
+	}
+	err = startIn(cmd, 0, join)
 	if err := errors.Join(err, theirs.Close()); err != nil {
 		return err
 	}
@@ -106,7 +112,7 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 // execConfig is what ExecDetached tells the process that it has started.
 type execConfig struct {
 	StateDir      string      `json:"stateDir"`
-	Pid           int         `json:"pid"` // the monitor's
+	Mounts        string      `json:"mounts,omitempty"` // the mount namespace to enter
 	Exec          *execParams `json:"exec"`
 	ConsoleSocket string      `json:"consoleSocket,omitempty"`
 }
@@ -121,7 +127,10 @@ func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
 			return cgroupError(err)
 		}
 	}
-	cfg := execConfig{StateDir: c.dir, Pid: c.Pid, Exec: opts.params(), ConsoleSocket: opts.ConsoleSocket}
+	cfg := execConfig{StateDir: c.dir, Exec: opts.params(), ConsoleSocket: opts.ConsoleSocket}
+	if !c.OwnUserNS {
+		cfg.Mounts = fmt.Sprintf("/proc/%d/ns/mnt", c.Pid)
+	}
 	if err := guestproto.WriteFrame(sync, cfg); err != nil {
 		return partError("configure the exec process", err)
 	}
@@ -181,7 +190,10 @@ func beginExec(sync *net.UnixConn) (*execSession, error) {
 		}
 		stdio = Stdio{Stdin: slave, Stdout: slave}
 	}
-	mounts, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", cfg.Pid))
+	if cfg.Mounts == "" {
+		return startExec(cfg.StateDir, cfg.Exec, stdio)
+	}
+	mounts, err := os.Open(cfg.Mounts)
 	if err != nil {
 		return nil, ErrNotRunning
 	}

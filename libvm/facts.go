@@ -9,12 +9,18 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // HostFacts is all that Rewrite may know of the host.
 type HostFacts struct {
+	// UID and GID are what create runs as: not 0 for an ordinary user.
+	UID, GID uint32
+	// UserNamespace says that create runs in one, where nobody can make device
+	// nodes.
+	UserNamespace bool
 	// CPUs is how many processors the host has.
 	CPUs int
 	// Sources describes the source of every bind mount, by its path in the spec.
@@ -50,7 +56,10 @@ const (
 
 // hostFacts looks at everything that spec mentions.
 func hostFacts(spec *specs.Spec, bundle string) (*HostFacts, error) {
-	f := &HostFacts{CPUs: runtime.NumCPU(), Sources: map[string]Source{}, Devices: map[string]bool{}}
+	f := &HostFacts{
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), UserNamespace: userns.RunningInUserNS(),
+		CPUs: runtime.NumCPU(), Sources: map[string]Source{}, Devices: map[string]bool{},
+	}
 	for i := range spec.Mounts {
 		m := &spec.Mounts[i]
 		if !isBind(m) {

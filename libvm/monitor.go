@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
@@ -39,9 +40,12 @@ type monitorConfig struct {
 	Debug    bool         `json:"debug"`
 
 	ConsoleSocket string `json:"consoleSocket,omitempty"`
-	// OwnNetNS says that the network namespace was made for the container.
+	// OwnNetNS and OwnUTS say that the namespace was made for the container.
 	OwnNetNS    bool `json:"ownNetNS"`
+	OwnUTS      bool `json:"ownUTS"`
 	HostNetwork bool `json:"hostNetwork"`
+	// Sandbox is the id of the pod's first container, see network.
+	Sandbox string `json:"sandbox,omitempty"`
 
 	SelinuxLabel string `json:"selinuxLabel,omitempty"`
 	MountLabel   string `json:"mountLabel,omitempty"`
@@ -202,9 +206,15 @@ func (m *monitor) enter(sync *net.UnixConn, share string) error {
 // of the container's processes on the host.
 func (m *monitor) prepareProcess() error {
 	if adj := m.cfg.OOMScoreAdj; adj != nil {
-		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*adj)), 0); err != nil {
+		err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*adj)), 0)
+		if errors.Is(err, os.ErrPermission) && userns.RunningInUserNS() {
+			m.log.Warn("oom_score_adj stays as it is on the host: only its root may lower it", "wanted", *adj)
+		} else if err != nil {
 			return partError(fmt.Sprintf("set oom_score_adj %d", *adj), err)
 		}
+	}
+	if err := m.shareHostname(); err != nil {
+		return err
 	}
 	if m.cfg.SelinuxLabel != "" && selinux.GetEnabled() {
 		if err := selinux.SetExecLabel(m.cfg.SelinuxLabel); err != nil {
@@ -212,6 +222,22 @@ func (m *monitor) prepareProcess() error {
 		}
 	}
 	return nil
+}
+
+// shareHostname gives a UTS namespace made for the container its name on the host
+// too, where others may join it, and a container without a name that of the
+// namespace it has joined: a pod's, or the host's.
+func (m *monitor) shareHostname() error {
+	guest := m.cfg.Plan.Guest
+	if guest.Hostname != "" {
+		if !m.cfg.OwnUTS {
+			return nil
+		}
+		return partErrorOrNil("set the host name", unix.Sethostname([]byte(guest.Hostname)))
+	}
+	name, err := os.Hostname()
+	guest.Hostname = name
+	return partErrorOrNil("read the host name", err)
 }
 
 func (m *monitor) vmConfig() vmConfig {

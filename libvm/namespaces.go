@@ -60,6 +60,14 @@ func hostNamespaces(spec *specs.Spec) (fresh uintptr, join []specs.LinuxNamespac
 	return fresh, join
 }
 
+// becomeRoot has a process started as root of a new user namespace, with the
+// caller's user and group for its only ids. It returns the clone flag.
+func becomeRoot(attr *syscall.SysProcAttr) uintptr {
+	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	return unix.CLONE_NEWUSER
+}
+
 // startIn starts cmd in fresh namespaces (clone flags) and in those to join. The
 // thread that joins them ends afterwards; cmd.Wait may be called from any other.
 func startIn(cmd *exec.Cmd, fresh uintptr, join []specs.LinuxNamespace) error {
@@ -93,28 +101,40 @@ func joinNamespace(ns specs.LinuxNamespace) error {
 		return fmt.Errorf("%s namespace: %w", ns.Type, err)
 	}
 	defer f.Close()
+	if isOwn(ns.Type, f) {
+		return nil // the kernel asks for a right to it even then, which a user namespace may not have
+	}
 	if err := unix.Setns(int(f.Fd()), int(cloneFlags[ns.Type])); err != nil {
 		return fmt.Errorf("join %s namespace %s: %w", ns.Type, ns.Path, err)
 	}
 	return nil
 }
 
+// isOwn says whether the calling thread is in the namespace behind f.
+func isOwn(kind specs.LinuxNamespaceType, f *os.File) bool {
+	there, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	here, err := os.Stat("/proc/thread-self/ns/" + namespaceFiles[kind])
+	return err == nil && os.SameFile(here, there)
+}
+
+// namespaceFiles are the names in /proc/PID/ns.
+var namespaceFiles = map[specs.LinuxNamespaceType]string{
+	specs.PIDNamespace:     "pid",
+	specs.NetworkNamespace: "net",
+	specs.IPCNamespace:     "ipc",
+	specs.UTSNamespace:     "uts",
+	specs.CgroupNamespace:  "cgroup",
+}
+
 // namespacesOf are the namespaces a container's monitor is in, to be joined by
 // an exec's process. The mount namespace is not among them: see enterMounts.
 func namespacesOf(pid int) []specs.LinuxNamespace {
-	files := []struct {
-		kind specs.LinuxNamespaceType
-		name string
-	}{
-		{specs.PIDNamespace, "pid"},
-		{specs.NetworkNamespace, "net"},
-		{specs.IPCNamespace, "ipc"},
-		{specs.UTSNamespace, "uts"},
-		{specs.CgroupNamespace, "cgroup"},
-	}
 	var join []specs.LinuxNamespace
-	for _, f := range files {
-		join = append(join, specs.LinuxNamespace{Type: f.kind, Path: fmt.Sprintf("/proc/%d/ns/%s", pid, f.name)})
+	for kind, name := range namespaceFiles {
+		join = append(join, specs.LinuxNamespace{Type: kind, Path: fmt.Sprintf("/proc/%d/ns/%s", pid, name)})
 	}
 	return join
 }

@@ -22,6 +22,10 @@ type network struct {
 	dev   *os.File // the host's /dev, for /dev/net/tun after the root has changed
 	host  bool     // the container asked for the host's network
 	links []string // the interfaces that have been connected
+	id    string
+	// sandbox is the container whose network namespace this one joins, as a
+	// pod's member does. Its VM, which only keeps the namespaces, yields.
+	sandbox string
 }
 
 // QEMU's user-mode network, for a container that asked for the host's network:
@@ -36,7 +40,7 @@ var hostNetwork = guestproto.Network{
 
 // openNetwork must be called before the monitor leaves the host's file systems.
 func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
-	n := &network{log: log, host: cfg.HostNetwork}
+	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox}
 	if n.host {
 		return n, nil
 	}
@@ -88,7 +92,9 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 // plugOne connects an interface through a tap to a NIC, which becomes the i-th
 // function of the device in the network's root port.
 func (n *network) plugOne(q *qmp.Client, i int, iface guestproto.Interface, resolver bool) error {
-	tap, err := hostnet.Attach(nil, iface.Name, hostnet.Options{DevDir: n.dev, HostResolver: resolver})
+	tap, err := hostnet.Attach(nil, iface.Name, hostnet.Options{
+		DevDir: n.dev, HostResolver: resolver, Owner: n.id, Yielding: n.sandbox,
+	})
 	if err != nil {
 		return err
 	}
@@ -122,7 +128,7 @@ const minHostMTU = 68
 // detach gives the namespace back as it was. The taps go with QEMU.
 func (n *network) detach() {
 	for _, link := range n.links {
-		if err := hostnet.Detach(nil, link); err != nil {
+		if err := hostnet.Detach(nil, link, n.id); err != nil {
 			n.log.Debug("detach", "interface", link, "error", err) // docker has taken it out already
 		}
 	}
@@ -130,7 +136,7 @@ func (n *network) detach() {
 
 // restoreNetwork does the same for a namespace that a monitor which was killed
 // has left behind.
-func restoreNetwork(path string) error {
+func restoreNetwork(path, id string) error {
 	ns, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -145,7 +151,7 @@ func restoreNetwork(path string) error {
 	}
 	var errs []error
 	for _, iface := range found.Interfaces {
-		errs = append(errs, hostnet.Detach(ns, iface.Name))
+		errs = append(errs, hostnet.Detach(ns, iface.Name, id))
 	}
 	return errors.Join(errs...)
 }

@@ -45,6 +45,11 @@ func detachedMounts(share string, binds []Bind, mounts []specs.Mount) ([]hostMou
 // is let go: from here on the monitor reaches the host only through what it
 // holds open.
 func enterRootfs(rootfs string, mounts []hostMount) error {
+	proc, err := newProc()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(proc)
 	if err := unix.Chdir(rootfs); err != nil {
 		return fmt.Errorf("chdir %s: %w", rootfs, err)
 	}
@@ -59,19 +64,38 @@ func enterRootfs(rootfs string, mounts []hostMount) error {
 	if err := unix.Chdir("/"); err != nil {
 		return err
 	}
-	errs := []error{mountProc()}
+	errs := []error{mountProc(proc)}
 	for _, m := range mounts {
 		errs = append(errs, attach(m))
 	}
 	return errors.Join(errs...)
 }
 
-// mountProc shows the monitor's pid namespace at /proc.
-func mountProc() error {
+// newProc makes a proc of the monitor's pid namespace, mounted nowhere yet. In a
+// user namespace the kernel allows that only as long as another proc can be
+// seen, thus not after the old root has gone.
+func newProc() (int, error) {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen proc: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("make a proc: %w", err)
+	}
+	proc, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount proc: %w", err)
+	}
+	return proc, nil
+}
+
+// mountProc puts a proc in place.
+func mountProc(proc int) error {
 	if err := makeMountPoint("/proc", false); err != nil {
 		return err
 	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+	if err := unix.MoveMount(proc, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
 	return nil

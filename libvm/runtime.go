@@ -22,6 +22,9 @@ type Runtime struct {
 	// SystemdCgroup has cgroups made by systemd. It counts at create and is
 	// kept in the container's state.
 	SystemdCgroup bool
+	// NoCgroup leaves the container in its caller's cgroup, without limits on
+	// the host. It counts at create.
+	NoCgroup bool
 	// Parts says where to look for QEMU, virtiofsd, kernels and the initramfs.
 	// The zero value looks beside the program and on the system.
 	Parts parts.Options

@@ -23,6 +23,10 @@ const (
 	AnnotationVCPUs  = "boxlite.vcpus"
 )
 
+// annotationSandbox is podman's, on the members of a pod: the id of the
+// container whose namespaces they join.
+const annotationSandbox = "io.kubernetes.cri-o.SandboxID"
+
 // Overrides are the shape that flags ask for. Zero values leave the choice to
 // annotations and config.json.
 type Overrides struct {
@@ -94,6 +98,9 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	p.root(spec, rootfs)
 	p.process()
 	p.namespaces()
+	if err := p.userNamespace(host); err != nil {
+		return nil, err
+	}
 	if err := p.mounts(host); err != nil {
 		return nil, err
 	}
@@ -245,6 +252,29 @@ func (p *Plan) namespaces() {
 	p.Guest.Linux.Namespaces = keep
 }
 
+// userNamespace counts the ids of the guest's user namespace from those that
+// virtiofsd sees. For an ordinary user that is the monitor's user namespace,
+// where the user is root and nobody else exists.
+func (p *Plan) userNamespace(host *HostFacts) error {
+	if host.UID == 0 {
+		return nil
+	}
+	l := p.Guest.Linux
+	for _, m := range []struct {
+		kind     string
+		own      uint32
+		mappings []specs.LinuxIDMapping
+	}{{"uid", host.UID, l.UIDMappings}, {"gid", host.GID, l.GIDMappings}} {
+		for i := range m.mappings {
+			if m.mappings[i].HostID != m.own || m.mappings[i].Size != 1 {
+				return fmt.Errorf("%s mapping of host id %d, size %d: without root only %d, size 1, can be mapped", m.kind, m.mappings[i].HostID, m.mappings[i].Size, m.own)
+			}
+			m.mappings[i].HostID = 0
+		}
+	}
+	return nil
+}
+
 // hostOnly takes out what is done on the host or has no meaning in the guest.
 func (p *Plan) hostOnly(spec *specs.Spec) {
 	g := p.Guest
@@ -275,6 +305,7 @@ func (p *Plan) privilege() {
 // mounts gives every bind mount a place in the share and turns the mounts that
 // describe the host's kernel into the guest's own.
 func (p *Plan) mounts(host *HostFacts) error {
+	var left []string
 	for i := range p.Guest.Mounts {
 		m := &p.Guest.Mounts[i]
 		if m.Type == "cgroup" {
@@ -289,11 +320,25 @@ func (p *Plan) mounts(host *HostFacts) error {
 		if !ok {
 			return fmt.Errorf("mount %s: source %s was not looked at", m.Destination, m.Source)
 		}
+		if _, known := guestDevices[m.Source]; src.Kind == SourceDevice && !known && host.UserNamespace {
+			// What podman --privileged and --device mean where no node can be made.
+			left = append(left, m.Source)
+			continue
+		}
 		if err := p.bind(m, src); err != nil {
 			return err
 		}
 	}
+	if len(left) > 0 {
+		p.leaveDevices(left)
+		p.Guest.Mounts = slices.DeleteFunc(p.Guest.Mounts, func(m specs.Mount) bool { return isBind(&m) && slices.Contains(left, m.Source) })
+	}
 	return nil
+}
+
+func (p *Plan) leaveDevices(paths []string) {
+	slices.Sort(paths)
+	p.warnf("devices of the host that no VM has are left out: %s", strings.Join(slices.Compact(paths), " "))
 }
 
 func (p *Plan) bind(m *specs.Mount, src Source) error {
@@ -364,18 +409,18 @@ var guestDevices = map[string]string{
 // some other device in the guest.
 func (p *Plan) devices(host *HostFacts) {
 	keep := p.Guest.Linux.Devices[:0]
-	left := map[string]bool{}
+	var left []string
 	for _, d := range p.Guest.Linux.Devices {
 		key := deviceKey(d)
 		if d.Type == "p" || slices.Contains(slices.Collect(maps.Values(guestDevices)), key) || !host.Devices[key] {
 			keep = append(keep, d)
 		} else {
-			left[d.Path] = true
+			left = append(left, d.Path)
 		}
 	}
 	p.Guest.Linux.Devices = keep
 	if len(left) > 0 {
-		p.warnf("devices of the host that no VM has are left out: %s", strings.Join(slices.Sorted(maps.Keys(left)), " "))
+		p.leaveDevices(left)
 	}
 }
 

@@ -56,7 +56,11 @@ type State struct {
 	// Resources are the limits that hold since an update; nil before the first.
 	Resources *specs.LinuxResources `json:"resources,omitempty"`
 
-	// Cgroup is where the monitor and its VMM sit on the host.
+	// OwnUserNS says that an ordinary user made the container, whose monitor is
+	// root in a user namespace of its own.
+	OwnUserNS bool `json:"ownUserNS,omitempty"`
+	// Cgroup is where the monitor and its VMM sit on the host; nil if they have
+	// none of their own.
 	Cgroup *hostcgroup.State `json:"cgroup,omitempty"`
 	// NetNS is the path of a network namespace that outlives the container,
 	// or empty where the container's own was made for it.

@@ -64,6 +64,11 @@ need_demo() {
 need_test() {
 	need crun crun
 	need podman podman
+	need netavark /usr/lib/podman/netavark
+	need aardvark-dns /usr/lib/podman/aardvark-dns
+	need slirp4netns slirp4netns
+	need uidmap newuidmap
+	need catatonit catatonit
 	need debootstrap debootstrap
 	need shellcheck shellcheck
 	need attr getfattr

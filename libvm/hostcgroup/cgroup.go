@@ -11,6 +11,7 @@ package hostcgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"strings"
 	"time"
@@ -87,11 +88,13 @@ func Load(s State) (*Cgroup, error) {
 	return c, nil
 }
 
+func (c Config) rootless() bool { return c.Rootless || userns.RunningInUserNS() }
+
 // forManager is the library's form of c.
 func (c Config) forManager() (*cgroups.Cgroup, error) {
 	config := &cgroups.Cgroup{
 		Systemd:  c.Systemd,
-		Rootless: c.Rootless || userns.RunningInUserNS(),
+		Rootless: c.rootless(),
 		// Until Set has run every device is open. Made by systemd without
 		// this, the cgroup would start with none; made directly with it,
 		// the devices hierarchy would be left out.
@@ -117,7 +120,11 @@ func (c Config) forManager() (*cgroups.Cgroup, error) {
 // Apply makes the cgroup, the first time, and moves the process into it.
 func (c *Cgroup) Apply(pid int) error {
 	if c.loaded {
-		return ignoreRootless(c.manager.AddPid("", pid))
+		err := ignoreRootless(c.manager.AddPid("", pid))
+		if errors.Is(err, fs.ErrNotExist) && c.config.rootless() {
+			return nil // it could not be made then, and is not missed now
+		}
+		return err
 	}
 	for _, path := range c.manager.GetPaths() {
 		// An empty one is what is left of a container of the same name.
@@ -231,6 +238,9 @@ func (c *Cgroup) Paths() map[string]string { return maps.Clone(c.manager.GetPath
 // State is for Load.
 func (c *Cgroup) State() State {
 	s := State{Config: c.config, Paths: c.Paths()}
+	if c.loaded && c.config.rootless() {
+		maps.DeleteFunc(s.Paths, func(_, path string) bool { return !cgroups.PathExists(path) })
+	}
 	for path := range c.foreign {
 		s.Foreign = append(s.Foreign, path)
 	}

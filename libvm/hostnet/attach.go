@@ -19,6 +19,10 @@ type Options struct {
 	// servers for the resolver that Docker runs in it, although the guest
 	// owns the link. See filters.
 	HostResolver bool
+	// Owner names the container whose VM the link is for. One VM holds a link
+	// at a time: Attach fails while another owner's does, except that of
+	// Yielding, which is then cut off.
+	Owner, Yielding string
 }
 
 // Tap is one link's connection to the guest.
@@ -52,6 +56,9 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 		if ipvlan, ok := link.(*netlink.IPVlan); ok && ipvlan.Mode != netlink.IPVLAN_MODE_L2 {
 			return errors.New("ipvlan in another mode than L2 cannot carry a VM")
 		}
+		if err := claim(h, link, opts.Yielding); err != nil {
+			return err
+		}
 		if opts.HostResolver {
 			if err := setPortRange(opts.ProcDir); err != nil {
 				return err
@@ -60,7 +67,7 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 		if tap, err = openTap(opts.DevDir); err != nil {
 			return err
 		}
-		if err := wire(h, link, tap.Name, opts.HostResolver); err != nil {
+		if err := wire(h, link, tap.Name, opts); err != nil {
 			return errors.Join(err, tap.File.Close(), unwire(h, link))
 		}
 		return nil
@@ -71,16 +78,19 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 	return tap, nil
 }
 
-// Detach gives the link back to the namespace's stack. The tap itself goes with
-// its last descriptor. It can be repeated, and it is no error when the link
-// has gone.
-func Detach(ns *os.File, name string) error {
+// Detach gives the link back to the namespace's stack, unless another owner's
+// VM has it by now. The tap itself goes with its last descriptor. It can be
+// repeated, and it is no error when the link has gone.
+func Detach(ns *os.File, name, owner string) error {
 	err := with(ns, func(h *netlink.Handle) error {
 		link, err := h.LinkByName(name)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
 		}
 		if err != nil {
+			return err
+		}
+		if tap, err := holder(h, link); err != nil || tap != nil && tap.Attrs().Alias != owner {
 			return err
 		}
 		return unwire(h, link)
@@ -93,10 +103,13 @@ func Detach(ns *os.File, name string) error {
 
 // wire configures the tap, then the filters of both, and lets traffic through
 // last.
-func wire(h *netlink.Handle, link netlink.Link, tapName string, hostResolver bool) error {
+func wire(h *netlink.Handle, link netlink.Link, tapName string, opts Options) error {
 	tap, err := h.LinkByName(tapName)
 	if err != nil {
 		return err
+	}
+	if err := h.LinkSetAlias(tap, opts.Owner); err != nil {
+		return fmt.Errorf("alias of tap %s: %w", tapName, err)
 	}
 	if err := silence(h, tap); err != nil {
 		return fmt.Errorf("tap %s: %w", tapName, err)
@@ -116,12 +129,52 @@ func wire(h *netlink.Handle, link netlink.Link, tapName string, hostResolver boo
 	if err := addIngress(h, link); err != nil {
 		return err
 	}
-	for _, f := range filters(tap, hostResolver) {
+	for _, f := range filters(tap, opts.HostResolver) {
 		if err := addFilter(h, link, f); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// claim sees to it that no other VM has the link.
+func claim(h *netlink.Handle, link netlink.Link, yielding string) error {
+	tap, err := holder(h, link)
+	if err != nil || tap == nil {
+		return err
+	}
+	if owner := tap.Attrs().Alias; owner != yielding {
+		return fmt.Errorf("it belongs to the VM of container %s already, and two VMs cannot share a network namespace", owner)
+	}
+	return errors.Join(unwire(h, link), unwire(h, tap))
+}
+
+// holder is the tap of the VM that has the link, or nil. A VM that has ended
+// leaves no tap. The tap's alias is its owner.
+func holder(h *netlink.Handle, link netlink.Link) (netlink.Link, error) {
+	present, err := h.FilterList(link, netlink.HANDLE_MIN_INGRESS)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil, nil // no ingress qdisc
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list filters of %s: %w", link.Attrs().Name, err)
+	}
+	for _, f := range present {
+		u32, ok := f.(*netlink.U32)
+		if !ok || f.Attrs().Priority != priorityAll {
+			continue
+		}
+		for _, a := range u32.Actions {
+			mirred, ok := a.(*netlink.MirredAction)
+			if !ok {
+				continue
+			}
+			if tap, err := h.LinkByIndex(mirred.Ifindex); err == nil && isTap(tap) {
+				return tap, nil
+			}
+		}
+	}
+	return nil, nil
 }
 
 // silence keeps the namespace's stack from saying anything through the tap of

@@ -358,7 +358,7 @@ func TestAttach(t *testing.T) {
 			}
 
 			for range 2 {
-				if err := Detach(b.container, "eth0"); err != nil {
+				if err := Detach(b.container, "eth0", ""); err != nil {
 					t.Error(err)
 				}
 			}
@@ -430,10 +430,10 @@ func TestTapHearsPeerOnly(t *testing.T) {
 		}
 		return nil
 	})
-	if err := Detach(b.container, "eth0"); err != nil {
+	if err := Detach(b.container, "eth0", ""); err != nil {
 		t.Errorf("Detach without tap: %v", err)
 	}
-	if err := Detach(b.container, "gone0"); err != nil {
+	if err := Detach(b.container, "gone0", ""); err != nil {
 		t.Errorf("Detach without link: %v", err)
 	}
 	misread := regexp.MustCompile(`(?i)not found|no such file|not permitted|permission denied`)
@@ -482,5 +482,47 @@ func TestScanReal(t *testing.T) {
 	got, err := Scan(b.container)
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("Scan =\n%+v, %v, want\n%+v", got, err, want)
+	}
+}
+
+// One VM holds a link at a time, except that the one named gives way.
+func TestOneOwner(t *testing.T) {
+	b := newBench(t, "veth")
+	pause, err := Attach(b.container, "eth0", Options{Owner: "pause"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pause.File.Close()
+	const want = "attach interface eth0: it belongs to the VM of container pause already, and two VMs cannot share a network namespace"
+	if _, err := Attach(b.container, "eth0", Options{Owner: "second", Yielding: "other"}); err == nil || err.Error() != want {
+		t.Errorf("second Attach = %v, want %s", err, want)
+	}
+	member, err := Attach(b.container, "eth0", Options{Owner: "member", Yielding: "pause"})
+	if err != nil {
+		t.Fatalf("Attach with the holder yielding: %v", err)
+	}
+	defer member.File.Close()
+	if err := Detach(b.container, "eth0", "pause"); err != nil {
+		t.Error(err)
+	}
+	wantHolder := func(want string) {
+		t.Helper()
+		do(t, b.container, func(h *netlink.Handle) error {
+			link, err := h.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			tap, err := holder(h, link)
+			if err != nil || (tap == nil) != (want == "") || tap != nil && tap.Attrs().Alias != want {
+				t.Errorf("holder = %v, %v, want %q", tap, err, want)
+			}
+			return nil
+		})
+	}
+	wantHolder("member") // whatever the pause container's end has undone
+	member.File.Close()
+	wantHolder("")
+	if err := Detach(b.container, "eth0", "member"); err != nil {
+		t.Error(err)
 	}
 }
