@@ -10,23 +10,18 @@ import (
 
 const httpServer = "mkdir -p /www && echo page >/www/index.html && httpd -h /www && echo serving && exec sleep 1000"
 
-// Podman's bridge networks have netavark's addresses, aardvark's names and published ports.
+// Podman's bridge networks have netavark's addresses, aardvark's names and published ports: by netfilter for root, for the
+// user by a forwarder that connects from inside the container's network namespace.
 func TestPodmanBridge(t *testing.T) {
 	eachPodman(t, func(e *podmanEnv) {
 		e.ok("network", "create", "--subnet", "10.198.7.0/24", "net1")
-		flags := []string{"--name", "web", "--network", "net1"}
-		if !e.rootless {
-			flags = append(flags, "-p", "127.0.0.1:18080:80")
-		}
-		e.startReady("serving", append(flags, "busybox", "sh", "-c", httpServer)...)
+		e.startReady("serving", "--name", "web", "--network", "net1", "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
 		got := e.report("--network", "net1", "busybox", "sh", "-c", `
 			echo "page=$(wget -qO- http://web/)"
-			echo "address=$(ip -o -4 addr show dev eth0 | awk '{ print $4 }')"
+			echo "network=$(ip -o -4 addr show dev eth0 | awk '{ print $4 }' | sed 's/[0-9]*\//x\//')"
 			echo "gateway=$(ip route | awk '/default/ { print $3 }')"`)
-		e.wantReport(got, map[string]string{"page": "page", "address": "10.198.7.3/24", "gateway": "10.198.7.1"})
-		if !e.rootless {
-			e.want("published port", fetch(e, "127.0.0.1:18080"), "page\n")
-		}
+		e.wantReport(got, map[string]string{"page": "page", "network": "10.198.7.x/24", "gateway": "10.198.7.1"})
+		e.want("published port", fetch(e, "127.0.0.1:18080"), "page\n")
 	})
 }
 

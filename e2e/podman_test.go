@@ -114,7 +114,7 @@ func (p *podman) prepare() error {
 		{"import", "--change", `CMD ["sh"]`, "-", "localhost/busybox"},
 		{"import", "--change", `CMD ["sleep", "1000000"]`, "--change", "STOPSIGNAL SIGKILL", "-", "localhost/pause"},
 		{"network", "create", "first"},
-		append(append([]string{"run", "--rm", "--network", "first"}, p.runFlags(ociRuntime{})...), "busybox", "true"),
+		append(append([]string{"run", "--rm", "--network", "first", "-p", "127.0.0.1:18079:80"}, p.runFlags(ociRuntime{})...), "busybox", "true"),
 		append(append([]string{"run", "--rm"}, p.runFlags(ociRuntime{})...), "busybox", "true"),
 		{"network", "rm", "first"},
 	} {

@@ -10,6 +10,8 @@ import (
 	"os"
 	"slices"
 
+	"github.com/moby/sys/userns"
+
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/hostnet"
 	"boxlite/libvm/qmp"
@@ -72,7 +74,7 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 	wanted.DNSRelay = usesDockerResolver()
 	// The guest looks at the device when function 0 arrives: that comes last.
 	for i, iface := range slices.Backward(wanted.Interfaces) {
-		if err := n.plugOne(q, i, iface, wanted.DNSRelay); err != nil {
+		if err := n.plugOne(q, i, iface, &wanted); err != nil {
 			return nil, fmt.Errorf("interface %s: %w", iface.Name, err)
 		}
 	}
@@ -90,15 +92,21 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 }
 
 // plugOne connects an interface through a tap to a NIC, which becomes the i-th
-// function of the device in the network's root port.
-func (n *network) plugOne(q *qmp.Client, i int, iface guestproto.Interface, resolver bool) error {
+// function of the device in the network's root port. It adds to wanted what the
+// guest needs for clients in the namespace itself, which only programs of an
+// ordinary user are: the port forwarder of rootless podman.
+func (n *network) plugOne(q *qmp.Client, i int, iface guestproto.Interface, wanted *guestproto.Network) error {
 	tap, err := hostnet.Attach(nil, iface.Name, hostnet.Options{
-		DevDir: n.dev, HostResolver: resolver, Owner: n.id, Yielding: n.sandbox,
+		DevDir: n.dev, HostResolver: wanted.DNSRelay, Local: userns.RunningInUserNS(), Owner: n.id, Yielding: n.sandbox,
 	})
 	if err != nil {
 		return err
 	}
 	n.links = append(n.links, iface.Name)
+	if tap.Route != nil {
+		wanted.Routes = append([]guestproto.Route{*tap.Route}, wanted.Routes...)
+		wanted.Neighbours = append(wanted.Neighbours, *tap.Neighbour)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
 	name := fmt.Sprintf("net%d", i)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"boxlite/internal/guestproto"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +21,9 @@ type Options struct {
 	// servers for the resolver that Docker runs in it, although the guest
 	// owns the link. See filters.
 	HostResolver bool
+	// Local lets programs in the namespace reach the guest at the link's IPv4
+	// addresses. The guest needs the tap's Route and Neighbour for it.
+	Local bool
 	// Owner names the container whose VM the link is for. One VM holds a link
 	// at a time: Attach fails while another owner's does, except that of
 	// Yielding, which is then cut off.
@@ -32,6 +37,10 @@ type Tap struct {
 	// File is for QEMU (-netdev tap,fd= or getfd). The tap disappears when
 	// the last duplicate of it is closed; this one is the caller's to close.
 	File *os.File
+	// Route and Neighbour are how the guest finds those who come from the
+	// namespace itself; nil without Options.Local.
+	Route     *guestproto.Route
+	Neighbour *guestproto.Neighbour
 }
 
 // Attach makes a tap in ns and exchanges the two links' incoming frames: what
@@ -67,8 +76,8 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 		if tap, err = openTap(opts.DevDir); err != nil {
 			return err
 		}
-		if err := wire(h, link, tap.Name, opts); err != nil {
-			return errors.Join(err, tap.File.Close(), unwire(h, link))
+		if err := wire(h, link, tap, opts); err != nil {
+			return errors.Join(err, tap.File.Close(), unwire(h, link), unrouteLocal(h, link))
 		}
 		return nil
 	})
@@ -93,7 +102,7 @@ func Detach(ns *os.File, name, owner string) error {
 		if tap, err := holder(h, link); err != nil || tap != nil && tap.Attrs().Alias != owner {
 			return err
 		}
-		return unwire(h, link)
+		return errors.Join(unwire(h, link), unrouteLocal(h, link))
 	})
 	if err != nil {
 		return fmt.Errorf("detach interface %s: %w", name, err)
@@ -103,7 +112,8 @@ func Detach(ns *os.File, name, owner string) error {
 
 // wire configures the tap, then the filters of both, and lets traffic through
 // last.
-func wire(h *netlink.Handle, link netlink.Link, tapName string, opts Options) error {
+func wire(h *netlink.Handle, link netlink.Link, made *Tap, opts Options) error {
+	tapName := made.Name
 	tap, err := h.LinkByName(tapName)
 	if err != nil {
 		return err
@@ -126,6 +136,11 @@ func wire(h *netlink.Handle, link netlink.Link, tapName string, opts Options) er
 	if err := h.LinkSetUp(tap); err != nil {
 		return fmt.Errorf("bring tap %s up: %w", tapName, err)
 	}
+	if opts.Local {
+		if made.Route, made.Neighbour, err = routeLocal(h, link, tap); err != nil {
+			return err
+		}
+	}
 	if err := addIngress(h, link); err != nil {
 		return err
 	}
@@ -146,7 +161,7 @@ func claim(h *netlink.Handle, link netlink.Link, yielding string) error {
 	if owner := tap.Attrs().Alias; owner != yielding {
 		return fmt.Errorf("it belongs to the VM of container %s already, and two VMs cannot share a network namespace", owner)
 	}
-	return errors.Join(unwire(h, link), unwire(h, tap))
+	return errors.Join(unwire(h, link), unrouteLocal(h, link), unwire(h, tap))
 }
 
 // holder is the tap of the VM that has the link, or nil. A VM that has ended

@@ -526,3 +526,48 @@ func TestOneOwner(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Programs of the namespace itself reach the guest at the link's address, as
+// others do, and go back to the namespace's stack afterwards.
+func TestLocalClients(t *testing.T) {
+	b := newBench(t, "veth")
+	tap, err := Attach(b.container, "eth0", Options{Local: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.File.Close()
+	b.boot(tap)
+	do(t, b.guest, func(h *netlink.Handle) error {
+		eth0, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(
+			h.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: mustAddr(tap.Route.Dst), Scope: netlink.Scope(tap.Route.Scope)}),
+			h.NeighAdd(&netlink.Neigh{LinkIndex: eth0.Attrs().Index, IP: net.ParseIP(tap.Neighbour.IP), State: netlink.NUD_PERMANENT, HardwareAddr: mustMAC(tap.Neighbour.MAC)}),
+		)
+	})
+	echo(t, b.guest, "0.0.0.0", 80)
+	for name, from := range map[string]*os.File{"namespace": b.container, "peer": b.peer} {
+		if err := reach(from, guestIP4, 80, 1<<20); err != nil {
+			t.Errorf("guest from the %s: %v", name, err)
+		}
+	}
+	if err := Detach(b.container, "eth0", ""); err != nil {
+		t.Fatal(err)
+	}
+	echo(t, b.container, guestIP4, 81)
+	if err := reach(b.container, guestIP4, 81, 16); err != nil {
+		t.Errorf("the namespace's own stack after Detach: %v", err)
+	}
+	do(t, b.container, func(h *netlink.Handle) error {
+		rules, err := h.RuleList(netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		if len(rules) != 3 || max(rules[0].Priority, 0) != 0 || rules[0].Table != unix.RT_TABLE_LOCAL {
+			t.Errorf("rules after Detach = %v, want the kernel's three", rules)
+		}
+		return nil
+	})
+}
