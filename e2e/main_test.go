@@ -155,6 +155,7 @@ func checkMachine() error {
 		{"/usr/lib/podman/netavark", "netavark"},
 		{"/usr/lib/podman/aardvark-dns", "aardvark-dns"},
 		{"slirp4netns", "slirp4netns"},
+		{"pasta", "passt"},
 		{"newuidmap", "uidmap"},
 		{"catatonit", "catatonit"},
 	} {

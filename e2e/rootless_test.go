@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -31,12 +32,20 @@ type rootless struct {
 	dir string // bundle
 }
 
-func (u *rootless) cmdline(ctx context.Context, args ...string) *exec.Cmd {
-	bin := u.rt.bin
+// bin is the runtime where the user can reach it.
+func (u *rootless) bin() string {
 	if u.rt.isVM() {
-		bin = filepath.Join(userBinDir, filepath.Base(bin))
+		return filepath.Join(userBinDir, filepath.Base(u.rt.bin))
 	}
-	cmd := exec.CommandContext(ctx, bin, args...)
+	return u.rt.bin
+}
+
+func (u *rootless) cmdline(ctx context.Context, args ...string) *exec.Cmd {
+	return u.command(ctx, append([]string{u.bin()}, args...)...)
+}
+
+func (u *rootless) command(ctx context.Context, argv ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = u.dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "XDG_RUNTIME_DIR=" + userRunDir}
 	asUser(cmd)
@@ -58,22 +67,28 @@ func (u *rootless) must(args ...string) string {
 	return r.stdout
 }
 
-func (u *rootless) life() {
+// bundle makes one whose process is sh -c script, with the spec that the runtime writes changed by edit.
+func (u *rootless) bundle(script string, edit func(*specs.Spec)) {
+	u.Helper()
 	u.noErr(sh(fmt.Sprintf("mkdir %[1]s && cp -a %[2]s/rootfs %[1]s/rootfs && chown -R %[3]d:%[3]d %[1]s", u.dir, workDir, userID)))
-	if u.rt.isVM() {
-		u.wantPart("check", u.must("check"), "uid "+itoa(userID))
-	}
 	u.must("spec", "--rootless")
 	file := filepath.Join(u.dir, "config.json")
 	var spec specs.Spec
 	u.noErr(json.Unmarshal([]byte(u.readFile(file)), &spec))
 	spec.Process.Terminal, spec.Root.Readonly = false, false
-	spec.Process.Args = []string{"/bin/sh", "-c", `echo "id $(id -u)"; touch /root/mine; stat -c %u /root/mine /etc
-		trap "echo got term; exit 6" TERM; echo up; while :; do sleep 0.1; done`}
+	spec.Process.Args = []string{"/bin/sh", "-c", script}
+	edit(&spec)
 	text, err := json.Marshal(spec)
 	u.noErr(err)
 	u.noErr(os.WriteFile(file, text, 0o644))
+}
 
+func (u *rootless) life() {
+	u.bundle(`echo "id $(id -u)"; touch /root/mine; stat -c %u /root/mine /etc
+		trap "echo got term; exit 6" TERM; echo up; while :; do sleep 0.1; done`, func(*specs.Spec) {})
+	if u.rt.isVM() {
+		u.wantPart("check", u.must("check"), "uid "+itoa(userID))
+	}
 	id := tag + "-rootless"
 	u.Cleanup(func() {
 		if r := u.cmd("delete", "--force", id); r.code != 0 {
@@ -100,4 +115,29 @@ func (u *rootless) life() {
 	run.expect("got term")
 	u.want("exit code", itoa(run.end()), "6")
 	u.want("list afterwards", u.must("list", "-q"), "")
+}
+
+// pasta gives a namespace an interface like the host's, and forwards ports to it.
+func TestPasta(t *testing.T) {
+	for _, rt := range runtimes {
+		t.Run(rt.name, func(t *testing.T) {
+			runPodman(t, rt, true, func(e *podmanEnv) {
+				u := &rootless{podmanEnv: e, dir: filepath.Join(e.hostDir(), "bundle")}
+				u.noErr(sh("ip link add ext0 type veth peer name ext1 && ip addr add 198.51.100.5/24 dev ext0 && ip link set ext0 up && ip link set ext1 up && ip route add default via 198.51.100.1"))
+				u.Cleanup(func() { u.noErr(sh("ip link del ext0")) })
+				u.bundle("mkdir /www; echo page >/www/index.html; httpd -p 8000 -h /www; ip -o -4 addr show dev ext0; echo serving; read x", func(s *specs.Spec) {
+					s.Linux.UIDMappings, s.Linux.GIDMappings = nil, nil // pasta has made the user namespace
+					s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace })
+					s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/proc/self/ns/net"})
+				})
+				ctx, cancel := context.WithTimeout(context.Background(), deadline)
+				run := startSession(u.T, u.command(ctx, "pasta", "--config-net", "-t", "18090:8000", "--", "unshare", "--mount", "sh", "-c",
+					"mount -t proc proc /proc && exec "+u.bin()+" run "+tag+"-pasta"), cancel)
+				u.wantPart("address", run.expect("serving"), " 198.51.100.5/24 ")
+				u.want("forwarded port", fetch(e, "198.51.100.5:18090"), "page\n")
+				run.send("\n")
+				run.end()
+			})
+		})
+	}
 }

@@ -67,6 +67,7 @@ need_test() {
 	need netavark /usr/lib/podman/netavark
 	need aardvark-dns /usr/lib/podman/aardvark-dns
 	need slirp4netns slirp4netns
+	need passt pasta
 	need uidmap newuidmap
 	need catatonit catatonit
 	need debootstrap debootstrap
