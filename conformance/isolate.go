@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A program runs in cgroups of its own and, in these, in two stages of this program:
+//
+//	init     PID 1 of new pid, mount and ipc namespaces, with an empty /run and /tmp
+//	cgroups  in a cgroup namespace: "/" of every hierarchy is the program's own; becomes the program
+//
+// The suite's fixed names (cgroups, the runtimes' default state roots) thus never meet another run's, and what a
+// program leaves behind ends with its PID 1. The network namespace is the machine's: the suite reads its interfaces.
+const stageName = "conformance-stage"
+
+// exitIsolation is the status of a stage that failed before the program ran.
+const exitIsolation = 125
+
+var errTimeout = errors.New("took too long")
+
+var runs atomic.Int64
+
+// isolated runs one program and returns what it wrote to stdout and stderr. The error is of type *exec.ExitError if the
+// program said so itself.
+func isolated(s *suite, program string, rt ociRuntime, timeout time.Duration) (output []byte, err error) {
+	tag := fmt.Sprintf("boxlite-conformance-%d-%d", os.Getpid(), runs.Add(1))
+	cgroups, err := makeCgroups(tag)
+	defer func() { err = errors.Join(err, removeCgroups(cgroups)) }()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = append([]string{stageName, "init", filepath.Join(s.dir, program)}, cgroups...)
+	cmd.Dir = s.dir
+	cmd.Env = append(os.Environ(), "RUNTIME="+rt.path, "TMPDIR=/tmp")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	runtime.LockOSThread() // Pdeathsig follows the thread
+	defer runtime.UnlockOSThread()
+	output, err = cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return output, err
+}
+
+func stage(name string, args []string) error {
+	switch name {
+	case "init":
+		return initStage(args[0], args[1:])
+	case "cgroups":
+		return cgroupStage(args[0])
+	}
+	return fmt.Errorf("no stage %q", name)
+}
+
+func initStage(program string, cgroups []string) error {
+	for _, dir := range cgroups {
+		// 0 is the writer: this process's pid is another outside.
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	for _, m := range []struct{ fstype, dir, options string }{
+		{"proc", "/proc", ""},
+		{"tmpfs", "/run", "mode=0755"},
+		{"tmpfs", "/tmp", "mode=1777"},
+	} {
+		if err := unix.Mount(m.fstype, m.dir, m.fstype, unix.MS_NOSUID|unix.MS_NODEV, m.options); err != nil {
+			return fmt.Errorf("mount %s: %w", m.dir, err)
+		}
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{stageName, "cgroups", program}
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWCGROUP}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	os.Exit(reap(cmd.Process.Pid))
+	return nil
+}
+
+// reap waits for every process that becomes PID 1's child until pid ends, and returns pid's exit code.
+func reap(pid int) int {
+	for {
+		var status unix.WaitStatus
+		ended, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return exitIsolation
+		case ended == pid && status.Signaled():
+			return 128 + int(status.Signal())
+		case ended == pid:
+			return status.ExitStatus()
+		}
+	}
+}
+
+func cgroupStage(program string) error {
+	hierarchies, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	for _, h := range hierarchies {
+		// The same file system cannot be mounted on itself.
+		if err := unix.Unmount(h.dir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", h.dir, err)
+		}
+		if err := unix.Mount("cgroup", h.dir, h.fstype, 0, h.options); err != nil {
+			return fmt.Errorf("mount %s: %w", h.dir, err)
+		}
+	}
+	return syscall.Exec(program, []string{program}, os.Environ())
+}
+
+// A hierarchy is a mounted cgroup hierarchy, v1 or v2.
+type hierarchy struct {
+	dir     string
+	fstype  string
+	options string // for mount(2)
+}
+
+func cgroupMounts() ([]hierarchy, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var found []hierarchy
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		mount, super, ok := strings.Cut(lines.Text(), " - ")
+		before, after := strings.Fields(mount), strings.Fields(super)
+		if !ok || len(before) < 5 || len(after) < 3 {
+			return nil, fmt.Errorf("mountinfo: cannot read %q", lines.Text())
+		}
+		switch h := (hierarchy{dir: before[4], fstype: after[0]}); h.fstype {
+		case "cgroup2":
+			found = append(found, h)
+		case "cgroup":
+			h.options = strings.TrimPrefix(after[2], "rw,")
+			if strings.HasPrefix(h.options, "name=") || strings.Contains(h.options, ",name=") {
+				h.options = "none," + h.options[strings.Index(h.options, "name="):]
+			}
+			found = append(found, h)
+		}
+	}
+	return found, lines.Err()
+}
+
+// makeCgroups makes a cgroup in the root of every hierarchy and returns their directories, also those before an error.
+func makeCgroups(tag string) (dirs []string, err error) {
+	hierarchies, err := cgroupMounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range hierarchies {
+		dir := filepath.Join(h.dir, tag)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return dirs, err
+		}
+		dirs = append(dirs, dir)
+		// A cpuset of cgroup v1 begins empty, and takes no process then.
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			value, err := os.ReadFile(filepath.Join(h.dir, file))
+			if err != nil {
+				continue // another hierarchy
+			}
+			if err := os.WriteFile(filepath.Join(dir, file), value, 0); err != nil {
+				return dirs, err
+			}
+		}
+	}
+	return dirs, nil
+}
+
+// removeCgroups removes the directories with all cgroups below them.
+func removeCgroups(dirs []string) error {
+	var errs []error
+	for _, dir := range dirs {
+		var below []string
+		err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				below = append(below, path)
+			}
+			return err
+		})
+		errs = append(errs, err)
+		for _, cgroup := range slices.Backward(below) {
+			errs = append(errs, os.Remove(cgroup))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+)
+
+// results has a row for every program: what it said about each runtime, by the runtime's name.
+type results map[string]map[string]result
+
+const (
+	tableBegin = "<!-- conformance: written by `make conformance` -->\n"
+	tableEnd   = "<!-- conformance: end -->\n"
+)
+
+func (t results) summary(runtime string) string {
+	var ok, silent int
+	for _, row := range t {
+		if r := row[runtime]; r.ok() {
+			ok++
+			if r.assertions == 0 {
+				silent++
+			}
+		}
+	}
+	return fmt.Sprintf("%s: %d of %d programs end without a failure, %d of these assert nothing", runtime, ok, len(t), silent)
+}
+
+// markdown is what stands between the markers. It needs a reason for each program that fails with boxlite, and for no other.
+func (t results) markdown(reasons map[string]string) (string, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "- %s\n- %s\n\n", t.summary("runc"), t.summary("boxlite"))
+	b.WriteString("| program | runc | boxlite | why boxlite fails |\n|---|---|---|---|\n")
+	for _, program := range slices.Sorted(maps.Keys(t)) {
+		row := t[program]
+		reason, explained := reasons[program]
+		switch boxlite := row["boxlite"]; {
+		case !boxlite.ok() && !explained:
+			return "", fmt.Errorf("%s fails, and reasons.go does not say why:\n\t%s", program, strings.Join(boxlite.failures, "\n\t"))
+		case boxlite.ok() && explained:
+			return "", fmt.Errorf("%s does not fail, but reasons.go says why", program)
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", program, row["runc"], row["boxlite"], reason)
+	}
+	return b.String(), nil
+}
+
+// write puts the table into the document.
+func write(path string, t results) error {
+	table, err := t.markdown(reasons)
+	if err != nil {
+		return err
+	}
+	document, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, _, after, err := cutTable(document)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return os.WriteFile(path, slices.Concat(before, []byte(table), after), 0o644)
+}
+
+func cutTable(document []byte) (before, table, after []byte, err error) {
+	begin := bytes.Index(document, []byte(tableBegin))
+	end := bytes.Index(document, []byte(tableEnd))
+	if begin < 0 || end < begin {
+		return nil, nil, nil, fmt.Errorf("no lines %q and %q", tableBegin, tableEnd)
+	}
+	begin += len(tableBegin)
+	return document[:begin], document[begin:end], document[end:], nil
+}
+
+// check fails if a program that the document's table says ends well does not, or if one has no row there.
+func check(path string, t results) error {
+	document, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	_, table, _, err := cutTable(document)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	expected := readTable(table)
+	var worse []string
+	for _, program := range slices.Sorted(maps.Keys(t)) {
+		cell, ok := expected[program]
+		got := t[program]["boxlite"]
+		switch {
+		case !ok:
+			worse = append(worse, program+" has no row in "+path)
+		case strings.HasPrefix(cell, "ok") && !got.ok():
+			worse = append(worse, fmt.Sprintf("%s: %s, want %s", program, got, cell))
+		case !strings.HasPrefix(cell, "ok") && got.ok():
+			fmt.Printf("%s does better than %s says (%s): make conformance\n", program, path, cell)
+		}
+	}
+	if len(worse) > 0 {
+		return fmt.Errorf("worse than %s says:\n\t%s", path, strings.Join(worse, "\n\t"))
+	}
+	return nil
+}
+
+// readTable returns boxlite's cells by program.
+func readTable(table []byte) map[string]string {
+	cells := map[string]string{}
+	for line := range strings.Lines(string(table)) {
+		if columns := strings.Split(line, " | "); len(columns) == 4 {
+			cells[strings.TrimPrefix(columns[0], "| ")] = columns[2]
+		}
+	}
+	return cells
+}
