@@ -63,6 +63,9 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	if err != nil {
 		return nil, err
 	}
+	if err := checkNamespaces(spec); err != nil {
+		return nil, err
+	}
 	found, err := parts.Find(r.Parts)
 	if err != nil {
 		return nil, err
@@ -222,6 +225,15 @@ func (b *birth) startMonitor() error {
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(b.opts.Stdio.Stdin), file(b.opts.Stdio.Stdout), file(b.opts.Stdio.Stderr)
 	cmd.ExtraFiles = []*os.File{theirs}
+	mounts, err := sharedMounts(b.c.Spec)
+	if err != nil {
+		return errors.Join(err, theirs.Close())
+	}
+	if mounts != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, mounts)
+		b.cfg.SharedMountsFD = 3 + len(cmd.ExtraFiles) - 1
+		defer mounts.Close()
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	fresh, join := hostNamespaces(b.c.Spec)
 	if b.c.OwnUserNS {

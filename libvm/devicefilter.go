@@ -29,6 +29,9 @@ const (
 func deviceFilter(rules []specs.LinuxDeviceCgroup, nodes []specs.LinuxDevice) ([]byte, error) {
 	rules = slices.Clone(rules)
 	for _, d := range nodes {
+		if d.Type == "p" {
+			continue // a fifo is no device
+		}
 		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: charType(d.Type), Major: &d.Major, Minor: &d.Minor, Access: "rwm"})
 	}
 	rules = append(rules, standardDevices...)

@@ -65,6 +65,7 @@ func TestDeviceFilter(t *testing.T) {
 		{"mknod of anything in spite of it", []specs.LinuxDeviceCgroup{denyAll}, nil, bpfDeviceBlock, bpfAccessMknod, 8, 0, true},
 		{"same number, block instead of char", []specs.LinuxDeviceCgroup{denyAll}, nil, bpfDeviceBlock, bpfAccessRead, 1, 3, false},
 		{"a node of linux.devices", []specs.LinuxDeviceCgroup{denyAll}, []specs.LinuxDevice{{Type: "u", Major: 10, Minor: 229}}, bpfDeviceChar, bpfAccessWrite, 10, 229, true},
+		{"a fifo among linux.devices opens nothing", []specs.LinuxDeviceCgroup{denyAll}, []specs.LinuxDevice{{Type: "p", Major: 10, Minor: 229}}, bpfDeviceChar, bpfAccessWrite, 10, 229, false},
 		{"read allowed, read asked", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Type: "b", Major: n(8), Access: "r"}}, nil, bpfDeviceBlock, bpfAccessRead, 8, 5, true},
 		{"read allowed, both asked", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Type: "b", Major: n(8), Access: "r"}}, nil, bpfDeviceBlock, bpfAccessRead | bpfAccessWrite, 8, 5, false},
 		{"the last rule decides", []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}, {Type: "b", Major: n(8), Minor: n(0), Access: "w"}}, nil, bpfDeviceBlock, bpfAccessRead | bpfAccessWrite, 8, 0, false},

@@ -46,6 +46,9 @@ type monitorConfig struct {
 	HostNetwork bool `json:"hostNetwork"`
 	// Sandbox is the id of the pod's first container, see network.
 	Sandbox string `json:"sandbox,omitempty"`
+	// SharedMountsFD, if not zero, is the monitor's descriptor of the mount
+	// namespace that it joins, see sharedMounts.
+	SharedMountsFD int `json:"sharedMountsFD,omitempty"`
 
 	SelinuxLabel string `json:"selinuxLabel,omitempty"`
 	MountLabel   string `json:"mountLabel,omitempty"`
@@ -153,7 +156,12 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	}
 	m.openOOMBell()
 	share := filepath.Join(cfg.StateDir, shareDir)
-	if err := mountShare(share, cfg.Plan.Binds, cfg.MountLabel); err != nil {
+	label := cfg.MountLabel
+	if label != "" && !selinux.GetEnabled() {
+		m.log.Debug("no SELinux on this host: the mount label is left out", "label", label)
+		label = ""
+	}
+	if err := mountShare(share, cfg.Plan.Binds, label); err != nil {
 		return err
 	}
 	console, err := os.OpenFile(filepath.Join(cfg.StateDir, consoleLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -186,7 +194,8 @@ func (m *monitor) create(sync *net.UnixConn) error {
 }
 
 // enter waits for create's hooks, runs those that belong into the container's
-// namespaces and moves the monitor into the rootfs.
+// namespaces and moves the monitor into the rootfs, or into the mount namespace
+// that the container shares with others.
 func (m *monitor) enter(sync *net.UnixConn, share string) error {
 	mounts, err := detachedMounts(share, m.cfg.Plan.Binds, m.cfg.Plan.Guest.Mounts)
 	if err != nil {
@@ -198,6 +207,11 @@ func (m *monitor) enter(sync *net.UnixConn, share string) error {
 	}
 	if err := runHooks("createContainer", m.cfg.Hooks, m.cfg.State); err != nil {
 		return err
+	}
+	if fd := m.cfg.SharedMountsFD; fd != 0 {
+		ns := os.NewFile(uintptr(fd), "mount namespace")
+		closeMounts(mounts)
+		return errors.Join(enterMounts(ns), ns.Close())
 	}
 	return enterRootfs(filepath.Join(share, rootfsName), mounts)
 }

@@ -1,6 +1,7 @@
 package libvm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -38,9 +39,64 @@ func networkNamespace(spec *specs.Spec) (ns specs.LinuxNamespace, ok bool) {
 	return ns, false
 }
 
+// checkNamespaces opens every namespace that the spec names by path and refuses
+// one of another type than it says.
+func checkNamespaces(spec *specs.Spec) error {
+	if spec.Linux == nil {
+		return nil
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Path == "" {
+			continue
+		}
+		f, err := openNamespace(ns)
+		if err != nil {
+			return err
+		}
+		_ = f.Close()
+	}
+	return nil
+}
+
+// openNamespace opens a namespace given by path and checks its type.
+func openNamespace(ns specs.LinuxNamespace) (*os.File, error) {
+	f, err := os.Open(ns.Path)
+	if err != nil {
+		return nil, fmt.Errorf("%s namespace: %w", ns.Type, err)
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err == nil && uintptr(kind) != cloneFlags[ns.Type] {
+		err = errors.New("a namespace of another type")
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("%s namespace %s: %w", ns.Type, ns.Path, err)
+	}
+	return f, nil
+}
+
+// sharedMounts opens the mount namespace that the monitor shall end up in, or
+// returns nil for one of its own: the caller's if the spec has none, as for
+// every other type.
+func sharedMounts(spec *specs.Spec) (*os.File, error) {
+	ns := specs.LinuxNamespace{Type: specs.MountNamespace, Path: "/proc/self/ns/mnt"}
+	if spec.Linux != nil {
+		for _, given := range spec.Linux.Namespaces {
+			if given.Type == specs.MountNamespace {
+				ns = given
+			}
+		}
+	}
+	if ns.Path == "" {
+		return nil, nil
+	}
+	return openNamespace(ns)
+}
+
 // hostNamespaces sorts the spec's namespaces into those that the monitor gets
 // new and those it joins. User and time namespaces are made in the guest only:
-// on the host the monitor needs the files and devices of its caller.
+// on the host the monitor needs the files and devices of its caller. It always
+// begins in a mount namespace of its own, see sharedMounts.
 func hostNamespaces(spec *specs.Spec) (fresh uintptr, join []specs.LinuxNamespace) {
 	fresh = unix.CLONE_NEWNS // always: the share is mounted in it
 	if spec.Linux == nil {
@@ -94,11 +150,11 @@ func startIn(cmd *exec.Cmd, fresh uintptr, join []specs.LinuxNamespace) error {
 }
 
 // joinNamespace moves the calling thread (for pid: its children to come) into a
-// namespace. A path of another type is refused by the kernel.
+// namespace.
 func joinNamespace(ns specs.LinuxNamespace) error {
-	f, err := os.Open(ns.Path)
+	f, err := openNamespace(ns)
 	if err != nil {
-		return fmt.Errorf("%s namespace: %w", ns.Type, err)
+		return err
 	}
 	defer f.Close()
 	if isOwn(ns.Type, f) {

@@ -38,6 +38,12 @@ func detachedMounts(share string, binds []Bind, mounts []specs.Mount) ([]hostMou
 	return out, nil
 }
 
+func closeMounts(mounts []hostMount) {
+	for _, m := range mounts {
+		_ = unix.Close(m.fd)
+	}
+}
+
 // enterRootfs makes rootfs the root of the monitor's mount namespace, as a
 // container's process under runc has it: podman cp, podman top and others enter
 // that namespace and work on "/". The container's binds are attached at their

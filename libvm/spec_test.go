@@ -201,19 +201,24 @@ func TestSizeOf(t *testing.T) {
 		memory       *int64
 		quota        *int64
 		period       *uint64
+		cpuset       string
 		memMiB, cpus int
 	}{
-		{"nothing asked", nil, nil, nil, 1024, 4},
-		{"limit with room for the kernel", mib(512), nil, nil, 640, 4},
-		{"a very small limit", mib(6), nil, nil, 192, 4},
-		{"no limit as runc writes it", num(-1), num(-1), nil, 1024, 4},
-		{"one and a half CPUs", nil, num(150000), period(100000), 1024, 2},
-		{"quota without period", nil, num(100001), nil, 1024, 2},
-		{"a sliver of a CPU", nil, num(1000), period(100000), 1024, 1},
-		{"more than the host has", nil, num(900000), period(100000), 1024, 4},
+		{"nothing asked", nil, nil, nil, "", 1024, 4},
+		{"limit with room for the kernel", mib(512), nil, nil, "", 640, 4},
+		{"a very small limit", mib(6), nil, nil, "", 192, 4},
+		{"no limit as runc writes it", num(-1), num(-1), nil, "", 1024, 4},
+		{"one and a half CPUs", nil, num(150000), period(100000), "", 1024, 2},
+		{"quota without period", nil, num(100001), nil, "", 1024, 2},
+		{"a sliver of a CPU", nil, num(1000), period(100000), "", 1024, 1},
+		{"more than the host has", nil, num(900000), period(100000), "", 1024, 4},
+		{"three processors by number", nil, nil, nil, "0-1,7", 1024, 3},
+		{"less time than processors", nil, num(100000), period(100000), "0-3", 1024, 1},
+		{"less processors than time", nil, num(400000), period(100000), "2", 1024, 1},
+		{"no list of processors", nil, nil, nil, "1-0", 1024, 4},
 	} {
 		spec := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{
-			Memory: &specs.LinuxMemory{Limit: c.memory}, CPU: &specs.LinuxCPU{Quota: c.quota, Period: c.period},
+			Memory: &specs.LinuxMemory{Limit: c.memory}, CPU: &specs.LinuxCPU{Quota: c.quota, Period: c.period, Cpus: c.cpuset},
 		}}}
 		if m, n := sizeOf(spec, 4); m != c.memMiB || n != c.cpus {
 			t.Errorf("%s: sizeOf = %d MiB, %d CPUs, want %d, %d", c.name, m, n, c.memMiB, c.cpus)

@@ -156,10 +156,39 @@ func (c *Cgroup) Set(r *specs.LinuxResources, extra Overhead) error {
 		return err
 	}
 	resources.SkipDevices = c.limited && (r == nil || len(r.Devices) == 0)
+	if !c.limited && r != nil {
+		if err := c.listDevices(r.Devices); err != nil {
+			return err
+		}
+	}
 	if err := c.manager.Set(resources); err != nil {
 		return err
 	}
 	c.limited = true
+	return nil
+}
+
+// listDevices writes config.json's device rules to a cgroup of version 1 one
+// after the other, so that the kernel lists them in their order, as the runtime
+// spec wants it. The library, which follows, then only has to add the VMM's.
+func (c *Cgroup) listDevices(rules []specs.LinuxDeviceCgroup) error {
+	dir := c.manager.Path("devices")
+	if dir == "" || cgroups.IsCgroup2UnifiedMode() || c.config.Systemd || userns.RunningInUserNS() {
+		return nil // the library knows what to do
+	}
+	for i, d := range rules {
+		rule, err := convertDevice(d)
+		if err != nil {
+			return fmt.Errorf("linux.resources.devices[%d]: %w", i, err)
+		}
+		file := "devices.deny"
+		if rule.Allow {
+			file = "devices.allow"
+		}
+		if err := cgroups.WriteFile(dir, file, rule.CgroupString()); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

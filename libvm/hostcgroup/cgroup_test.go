@@ -329,3 +329,29 @@ func TestUnifiedNeedsVersion2(t *testing.T) {
 		t.Errorf("Set = %v, want %v", err, cgroups.ErrV1NoUnified)
 	}
 }
+
+func TestDeviceRulesKeepTheirOrder(t *testing.T) {
+	c := newTestCgroup(t, "devices")
+	if cgroups.IsCgroup2UnifiedMode() {
+		t.Skip("version 2 has a BPF program instead of a list")
+	}
+	if err := c.Apply(sleeper(t).Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	rules := []specs.LinuxDeviceCgroup{
+		{Allow: false, Access: "rwm"},
+		{Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(229)), Access: "rwm"},
+		{Allow: true, Type: "b", Major: ptr(int64(8)), Minor: ptr(int64(20)), Access: "rw"},
+		{Allow: true, Type: "b", Major: ptr(int64(7)), Access: "r"},
+	}
+	if err := c.Set(&specs.LinuxResources{Devices: rules}, Overhead{}); err != nil {
+		t.Fatal(err)
+	}
+	list := strings.Split(file(t, c, "devices", "devices.list", ""), "\n")
+	if want := []string{"c 10:229 rwm", "b 8:20 rw", "b 7:* r"}; len(list) < 4 || !slices.Equal(list[:3], want) {
+		t.Errorf("devices = %q, want %q first and the VMM's after them", list, want)
+	}
+	if !slices.Contains(list, "c 10:232 rwm") {
+		t.Errorf("devices = %q, want the VMM's among them", list)
+	}
+}
