@@ -66,6 +66,7 @@ test: deps ## everything: install what is missing, build, lint, unit and e2e tes
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory conformance-check
 
 .PHONY: unit
 unit: ## tests beside the code; as root those that make namespaces run too
@@ -86,6 +87,15 @@ e2e: all kernel-host ## containers through a real dockerd, by hand and under KVM
 .PHONY: soak
 soak: all ## 200 mixed operations through docker, nothing left behind; about 10 minutes emulated (root)
 	E2E_SOAK=$${E2E_SOAK:-200} E2E_RUNTIMES=boxlite $(GO) test -count=1 -timeout 60m -v ./e2e -run TestSoak
+
+.PHONY: conformance
+conformance: all ## the OCI validation suite with runc and boxlite, into docs/conformance.md (root)
+	$(GO) run ./conformance -boxlite bin/boxlite
+
+.PHONY: conformance-check
+conformance-check: all ## what of the suite is ok in docs/conformance.md must be it still (root)
+	@echo '== validation suite'
+	$(GO) run ./conformance -boxlite bin/boxlite -check -j 2
 
 .PHONY: lint
 lint: ## gofumpt, go vet, staticcheck, shellcheck

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,12 +38,12 @@ var runs atomic.Int64
 
 // isolated runs one program and returns what it wrote to stdout and stderr. The error is of type *exec.ExitError if the
 // program said so itself.
-func isolated(s *suite, program string, rt ociRuntime, timeout time.Duration) (output []byte, err error) {
+func isolated(s *suite, program string, rt ociRuntime, timeout time.Duration) (stdout, stderr []byte, err error) {
 	tag := fmt.Sprintf("boxlite-conformance-%d-%d", os.Getpid(), runs.Add(1))
 	cgroups, err := makeCgroups(tag)
 	defer func() { err = errors.Join(err, removeCgroups(cgroups)) }()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errTimeout)
 	defer cancel()
@@ -56,11 +57,13 @@ func isolated(s *suite, program string, rt ociRuntime, timeout time.Duration) (o
 	}
 	runtime.LockOSThread() // Pdeathsig follows the thread
 	defer runtime.UnlockOSThread()
-	output, err = cmd.CombinedOutput()
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return output, err
+	return out.Bytes(), errs.Bytes(), err
 }
 
 func stage(name string, args []string) error {

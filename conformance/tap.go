@@ -50,6 +50,9 @@ func judge(output []byte, err error) result {
 // other.
 func readTAP(output []byte) result {
 	var r result
+	if len(bytes.TrimSpace(output)) == 0 {
+		return r // the exit status is all that the program says
+	}
 	doc := document{planned: unplanned}
 	for line := range bytes.Lines(output) {
 		// What is indented belongs to a diagnostic; it may be another program's TAP.

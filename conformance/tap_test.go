@@ -36,7 +36,8 @@ func TestReadTAP(t *testing.T) {
 			"the first of two ends early", "TAP version 13\nok 1 - a\nTAP version 13\nok 1 - b\n1..1\n",
 			result{assertions: 2, failures: []string{"ended without a plan after 1 tests"}}, "fails",
 		},
-		{"no output", "", result{failures: []string{"ended without a plan after 0 tests"}}, "fails"},
+		{"no output", "", result{}, "ok, asserts nothing"},
+		{"words only", "cannot\n", result{failures: []string{"ended without a plan after 0 tests"}}, "fails"},
 		{"too few", "ok 1 - a\n1..2\n", result{assertions: 1, failures: []string{"planned 2 tests, made 1"}}, "fails"},
 	} {
 		got := readTAP([]byte(c.output))

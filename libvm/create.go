@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -66,11 +67,7 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	if err := checkNamespaces(spec); err != nil {
 		return nil, err
 	}
-	found, err := parts.Find(r.Parts)
-	if err != nil {
-		return nil, err
-	}
-	kernel, err := found.Kernel(plan.Shape.Kernel)
+	found, kernel, err := r.findParts(plan.Shape)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +117,26 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	}
 	c.monitor = b.monitor
 	return c, nil
+}
+
+// findParts finds the VM's parts: those that flags name before those that
+// config.json names before the installed ones.
+func (r *Runtime) findParts(shape Shape) (found *parts.Parts, kernel string, err error) {
+	options := r.Parts
+	if options.QEMU == "" {
+		options.QEMU = shape.Machine.QEMU
+	}
+	if found, err = parts.Find(options); err != nil {
+		return nil, "", err
+	}
+	if kernel = shape.Machine.Kernel; kernel == "" {
+		kernel, err = found.Kernel(shape.Kernel)
+		return found, kernel, err
+	}
+	if st, err := os.Stat(kernel); err != nil || !st.Mode().IsRegular() {
+		return nil, "", fmt.Errorf("vm.kernel.path: %s is no file that can be read", kernel)
+	}
+	return found, kernel, nil
 }
 
 // rootfsOf is the absolute path of root.path, which must be a directory.
@@ -236,14 +253,33 @@ func (b *birth) startMonitor() error {
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	fresh, join := hostNamespaces(b.c.Spec)
-	if b.c.OwnUserNS {
+	switch {
+	case b.c.OwnUserNS:
 		fresh |= becomeRoot(cmd.SysProcAttr)
+	case fresh&unix.CLONE_NEWUSER != 0:
+		if err := mapIdentity(cmd.SysProcAttr); err != nil {
+			return errors.Join(err, theirs.Close())
+		}
 	}
 	if err := startIn(cmd, fresh, join); err != nil {
 		return errors.Join(err, theirs.Close())
 	}
 	b.monitor = cmd
+	if adj := b.cfg.OOMScoreAdj; adj != nil && fresh&unix.CLONE_NEWUSER != 0 && !b.c.OwnUserNS && !userns.RunningInUserNS() {
+		// The monitor in its user namespace may only raise its score, the host's root may lower it too.
+		if err := setOOMScore(cmd.Process.Pid, *adj); err != nil {
+			return errors.Join(err, theirs.Close())
+		}
+		b.cfg.OOMScoreAdj = nil
+	}
 	return theirs.Close()
+}
+
+func setOOMScore(pid, score int) error {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0); err != nil {
+		return partError(fmt.Sprintf("set oom_score_adj %d", score), err)
+	}
+	return nil
 }
 
 // file keeps a nil *os.File from becoming a reader that is not nil.

@@ -264,6 +264,7 @@ func (m *monitor) vmConfig() vmConfig {
 		growthMiB:   hostMemoryMiB(),
 		vcpus:       m.cfg.Plan.Shape.VCPUs,
 		debug:       m.cfg.Debug,
+		machine:     m.cfg.Plan.Shape.Machine,
 		hostNetwork: m.cfg.HostNetwork,
 	}
 }

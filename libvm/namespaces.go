@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -94,9 +95,9 @@ func sharedMounts(spec *specs.Spec) (*os.File, error) {
 }
 
 // hostNamespaces sorts the spec's namespaces into those that the monitor gets
-// new and those it joins. User and time namespaces are made in the guest only:
-// on the host the monitor needs the files and devices of its caller. It always
-// begins in a mount namespace of its own, see sharedMounts.
+// new and those it joins. It always begins in a mount namespace of its own, see
+// sharedMounts. A time namespace is made in the guest only, and so is a user
+// namespace where the network is another's: the monitor has to make taps in it.
 func hostNamespaces(spec *specs.Spec) (fresh uintptr, join []specs.LinuxNamespace) {
 	fresh = unix.CLONE_NEWNS // always: the share is mounted in it
 	if spec.Linux == nil {
@@ -104,7 +105,11 @@ func hostNamespaces(spec *specs.Spec) (fresh uintptr, join []specs.LinuxNamespac
 	}
 	for _, ns := range spec.Linux.Namespaces {
 		switch ns.Type {
-		case specs.UserNamespace, specs.TimeNamespace, specs.MountNamespace:
+		case specs.TimeNamespace, specs.MountNamespace:
+		case specs.UserNamespace:
+			if ns.Path == "" && !joinsNetwork(spec) {
+				fresh |= cloneFlags[ns.Type]
+			}
 		default:
 			if ns.Path == "" {
 				fresh |= cloneFlags[ns.Type]
@@ -122,6 +127,37 @@ func becomeRoot(attr *syscall.SysProcAttr) uintptr {
 	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 	return unix.CLONE_NEWUSER
+}
+
+func joinsNetwork(spec *specs.Spec) bool {
+	ns, ok := networkNamespace(spec)
+	return ok && ns.Path != ""
+}
+
+// mapIdentity maps the ids that there are to themselves in a new user namespace:
+// the files that virtiofsd serves keep theirs, as the guest does the mapping. What
+// the monitor and its children lose is power over the host's kernel.
+func mapIdentity(attr *syscall.SysProcAttr) error {
+	for file, mappings := range map[string]*[]syscall.SysProcIDMap{
+		"/proc/self/uid_map": &attr.UidMappings,
+		"/proc/self/gid_map": &attr.GidMappings,
+	} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			var m syscall.SysProcIDMap
+			var outside int
+			if _, err := fmt.Sscan(line, &m.ContainerID, &outside, &m.Size); err != nil {
+				return fmt.Errorf("%s: %w", file, err)
+			}
+			m.HostID = m.ContainerID
+			*mappings = append(*mappings, m)
+		}
+	}
+	attr.GidMappingsEnableSetgroups = true
+	return nil
 }
 
 // startIn starts cmd in fresh namespaces (clone flags) and in those to join. The

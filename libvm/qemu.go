@@ -32,6 +32,7 @@ type vmConfig struct {
 	growthMiB int // what can be plugged in later; zero for nothing
 	vcpus     int
 	debug     bool // guestinit and the kernel say more on the console
+	machine   Machine
 
 	controlFD int // the guest's control port
 	qmpFD     int
@@ -75,7 +76,7 @@ func (c *vmConfig) args() []string {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,chassis=%d,addr=%#x.%d,multifunction=on",
 			portID(i), i+1, 0x10, i))
 	}
-	return flatten(args)
+	return append(flatten(args), c.machine.QEMUParameters...)
 }
 
 // memory is the VM's size, and how far it may grow; see growMemory.
@@ -163,5 +164,5 @@ func (c *vmConfig) commandLine() string {
 	} else {
 		words = append(words, "quiet", "loglevel=3")
 	}
-	return strings.Join(words, " ")
+	return strings.Join(append(words, c.machine.KernelParameters...), " ")
 }

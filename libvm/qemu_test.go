@@ -14,7 +14,9 @@ func TestQEMUArgsGolden(t *testing.T) {
 	}
 	kvm := base
 	kvm.accel, kvm.vcpus, kvm.growthMiB, kvm.debug, kvm.hostNetwork = accel.KVM, 8, 4096, true, true
-	for name, cfg := range map[string]vmConfig{"tcg": base, "kvm-debug-hostnet": kvm} {
+	own := base
+	own.kernel, own.machine = "/boot/vmlinux", Machine{QEMUParameters: []string{"-name", "mine"}, KernelParameters: []string{"a=b", "c"}}
+	for name, cfg := range map[string]vmConfig{"tcg": base, "kvm-debug-hostnet": kvm, "vm-object": own} {
 		t.Run(name, func(t *testing.T) {
 			golden(t, "qemu-"+name+".args", []byte(strings.Join(cfg.args(), "\n")+"\n"))
 		})

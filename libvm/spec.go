@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"path"
 	"slices"
 	"strconv"
@@ -44,6 +45,17 @@ type Shape struct {
 	KernelReason string
 	MemoryMiB    int
 	VCPUs        int
+	// Machine is what config.json's vm object says of the VM's parts.
+	Machine Machine `json:",omitzero"`
+}
+
+// Machine holds a container's own choice of hypervisor and kernel, as config-vm.md
+// of the runtime spec has it. Its zero value leaves all to boxlite.
+type Machine struct {
+	QEMU             string   // path of a QEMU
+	QEMUParameters   []string // after boxlite's own
+	Kernel           string   // path of a vmlinux
+	KernelParameters []string // after boxlite's own
 }
 
 // Bind is a host directory or file that the share shows to the guest at
@@ -146,6 +158,23 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 	p.Shape.Kernel, p.Shape.KernelReason = kernel, reason
 
 	memory, vcpus := sizeOf(spec, host.CPUs)
+	if vm := spec.VM; vm != nil {
+		p.Shape.Machine = Machine{
+			QEMU: vm.Hypervisor.Path, QEMUParameters: vm.Hypervisor.Parameters,
+			KernelParameters: vm.Kernel.Parameters,
+		}
+		if over.Kernel == "" {
+			p.Shape.Machine.Kernel, p.Shape.KernelReason = vm.Kernel.Path, "vm.kernel in config.json"
+		}
+		if hw := vm.HwConfig; hw != nil {
+			if hw.Memory != nil {
+				memory = int(min(*hw.Memory>>20, math.MaxInt32))
+			}
+			if hw.VCPUs != nil {
+				vcpus = int(*hw.VCPUs)
+			}
+		}
+	}
 	if p.Shape.MemoryMiB, err = override(memory, spec.Annotations, AnnotationMemory, over.MemoryMiB); err != nil {
 		return err
 	}
@@ -279,6 +308,7 @@ func (p *Plan) userNamespace(host *HostFacts) error {
 func (p *Plan) hostOnly(spec *specs.Spec) {
 	g := p.Guest
 	g.Hooks = nil
+	g.VM = nil
 	if hooks := hooksOf(spec).StartContainer; len(hooks) > 0 {
 		g.Hooks = &specs.Hooks{StartContainer: hooks} // the others are the host's
 	}

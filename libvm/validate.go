@@ -66,6 +66,20 @@ func validate(spec *specs.Spec) error {
 		if m.Destination == "" {
 			return errors.New("a mount without destination")
 		}
+		if (m.UIDMappings == nil) != (m.GIDMappings == nil) {
+			return fmt.Errorf("mount %s: uidMappings and gidMappings go together", m.Destination)
+		}
+	}
+	if _, ok := spec.Annotations[""]; ok {
+		return errors.New("annotations: a key is empty")
+	}
+	if err := validateHooks(hooksOf(spec)); err != nil {
+		return err
+	}
+	if spec.VM != nil {
+		if err := validateVM(spec.VM); err != nil {
+			return err
+		}
 	}
 	if spec.Linux == nil {
 		return nil
@@ -81,6 +95,66 @@ func ValidateProcess(proc *specs.Process) error {
 	if !filepath.IsAbs(proc.Cwd) {
 		return fmt.Errorf("process.cwd %q is not absolute", proc.Cwd)
 	}
+	seen := map[string]bool{}
+	for _, l := range proc.Rlimits {
+		if seen[l.Type] {
+			return fmt.Errorf("process.rlimits: %s is listed twice", l.Type)
+		}
+		seen[l.Type] = true
+	}
+	if p := proc.IOPriority; p != nil && (p.Priority < 0 || p.Priority > 7) {
+		return fmt.Errorf("process.ioPriority.priority %d: 0 to 7", p.Priority)
+	}
+	return nil
+}
+
+func validateHooks(h *specs.Hooks) error {
+	for _, k := range []struct {
+		kind  string
+		hooks []specs.Hook
+	}{
+		//lint:ignore SA1019 deprecated in the spec, but what docker uses
+		{"prestart", h.Prestart},
+		{"createRuntime", h.CreateRuntime},
+		{"createContainer", h.CreateContainer},
+		{"startContainer", h.StartContainer},
+		{"poststart", h.Poststart},
+		{"poststop", h.Poststop},
+	} {
+		for i, hook := range k.hooks {
+			if !filepath.IsAbs(hook.Path) {
+				return fmt.Errorf("%s hook #%d: path %q is not absolute", k.kind, i, hook.Path)
+			}
+			if hook.Timeout != nil && *hook.Timeout <= 0 {
+				return fmt.Errorf("%s hook #%d: timeout %d is not above zero", k.kind, i, *hook.Timeout)
+			}
+		}
+	}
+	return nil
+}
+
+// validateVM refuses what of the vm object boxlite decides itself.
+func validateVM(vm *specs.VM) error {
+	switch {
+	case vm.Kernel.Path == "":
+		return errors.New("vm.kernel.path is missing")
+	case !filepath.IsAbs(vm.Kernel.Path):
+		return fmt.Errorf("vm.kernel.path %q is not absolute", vm.Kernel.Path)
+	case vm.Kernel.InitRD != "":
+		return errors.New("vm.kernel.initrd: the guest boots from boxlite's own initramfs")
+	case vm.Hypervisor.Path != "" && !filepath.IsAbs(vm.Hypervisor.Path):
+		return fmt.Errorf("vm.hypervisor.path %q is not absolute", vm.Hypervisor.Path)
+	case vm.Image != (specs.VMImage{}):
+		return errors.New("vm.image: the guest's root is the container's rootfs, not a disk image")
+	}
+	if hw := vm.HwConfig; hw != nil {
+		switch {
+		case hw.DeviceTree != "" || len(hw.DtDevs)+len(hw.IOMems)+len(hw.Irqs) > 0:
+			return errors.New("vm.hwconfig: no device of the host's is given to a VM")
+		case hw.VCPUs != nil && *hw.VCPUs == 0:
+			return errors.New("vm.hwconfig.vcpus is zero")
+		}
+	}
 	return nil
 }
 
@@ -89,6 +163,9 @@ func validateLinux(l *specs.Linux) error {
 	for _, ns := range l.Namespaces {
 		if _, ok := cloneFlags[ns.Type]; !ok {
 			return fmt.Errorf("unknown namespace type %q", ns.Type)
+		}
+		if ns.Path != "" && !filepath.IsAbs(ns.Path) {
+			return fmt.Errorf("%s namespace: path %q is not absolute", ns.Type, ns.Path)
 		}
 		if seen[ns.Type] {
 			return fmt.Errorf("namespace type %q is listed twice", ns.Type)
@@ -103,13 +180,42 @@ func validateLinux(l *specs.Linux) error {
 			return fmt.Errorf("linux.devices: %s: type %q of device: c, u, b or p", d.Path, d.Type)
 		}
 	}
+	if len(l.TimeOffsets) > 0 && !seen[specs.TimeNamespace] {
+		return errors.New("linux.timeOffsets without a time namespace")
+	}
+	if len(l.UIDMappings)+len(l.GIDMappings) > 0 && !seen[specs.UserNamespace] {
+		return errors.New("linux.uidMappings and gidMappings without a user namespace")
+	}
+	if l.Seccomp != nil {
+		if err := validateSeccomp(l.Seccomp); err != nil {
+			return err
+		}
+	}
 	switch {
+	case len(l.NetDevices) > 0:
+		return errors.New("linux.netDevices: a device of the host's cannot be moved into a VM")
+	case l.MemoryPolicy != nil:
+		return errors.New("linux.memoryPolicy: a VM's memory is one NUMA node")
 	case l.IntelRdt != nil:
 		return errors.New("linux.intelRdt: a VM's cache allocation cannot be set")
-	case l.Seccomp != nil && l.Seccomp.ListenerPath != "":
-		return errors.New("linux.seccomp.listenerPath: notifications do not cross the VM's boundary")
 	case l.Personality != nil && strings.ToUpper(string(l.Personality.Domain)) != "LINUX":
 		return fmt.Errorf("linux.personality %q: only LINUX", l.Personality.Domain)
+	}
+	return nil
+}
+
+// validateSeccomp checks what the guest's compiler of filters does not see.
+func validateSeccomp(s *specs.LinuxSeccomp) error {
+	switch {
+	case s.ListenerPath != "":
+		return errors.New("linux.seccomp.listenerPath: notifications do not cross the VM's boundary")
+	case s.ListenerMetadata != "":
+		return errors.New("linux.seccomp.listenerMetadata without listenerPath")
+	}
+	for i, call := range s.Syscalls {
+		if len(call.Names) == 0 {
+			return fmt.Errorf("linux.seccomp.syscalls[%d]: names is empty", i)
+		}
 	}
 	return nil
 }
