@@ -21,20 +21,24 @@ func TestReadTAP(t *testing.T) {
 		{"to do", "not ok 1 # TODO later\nok 2 - a\n1..2\n", result{assertions: 1}, "ok"},
 		{
 			"one fails", "TAP version 13\nok 1 - a\nnot ok 2 - b\n1..2\n",
-			result{assertions: 2, failed: 1, failures: []string{"not ok 2 - b"}}, "fails 1 of 2",
+			result{assertions: 2, failed: 1, failures: []string{"not ok 2 - b"}},
+			"fails 1 of 2",
 		},
 		{
 			"another program's TAP in a diagnostic", "ok 1 - a\n  ---\n  stdout: |\n    not ok 1 - x\n    1..7\n  ...\n1..1\n",
-			result{assertions: 1}, "ok",
+			result{assertions: 1},
+			"ok",
 		},
 		{
 			"lines between", "failed to create the container\nokay\nok 1\n1..1\n",
-			result{assertions: 1}, "ok",
+			result{assertions: 1},
+			"ok",
 		},
 		{"two documents", "TAP version 13\nok 1 - a\n1..1\nTAP version 13\nok 1 - b\n1..1\n", result{assertions: 2}, "ok"},
 		{
 			"the first of two ends early", "TAP version 13\nok 1 - a\nTAP version 13\nok 1 - b\n1..1\n",
-			result{assertions: 2, failures: []string{"ended without a plan after 1 tests"}}, "fails",
+			result{assertions: 2, failures: []string{"ended without a plan after 1 tests"}},
+			"fails",
 		},
 		{"no output", "", result{}, "ok, asserts nothing"},
 		{"words only", "cannot\n", result{failures: []string{"ended without a plan after 0 tests"}}, "fails"},

@@ -32,7 +32,7 @@ func TestVMObject(t *testing.T) {
 		found := slices.ContainsFunc(lines, func(path string) bool {
 			line, _ := os.ReadFile(path) // some have ended
 			return strings.HasPrefix(string(line), "/usr/bin/qemu-system-x86_64\x00") && strings.HasSuffix(string(line), "\x00-name\x00brought\x00") &&
-				strings.Contains(string(line), "\x00-m\x00300M\x00") && strings.Contains(string(line), "\x00-kernel\x00"+kernel+"\x00")
+				strings.Contains(string(line), "\x00-m\x00300M") && strings.Contains(string(line), "\x00-kernel\x00"+kernel+"\x00")
 		})
 		if !found {
 			h.Errorf("no QEMU runs with the kernel, the memory and the parameters of the vm object")
@@ -46,5 +46,30 @@ func TestVMObject(t *testing.T) {
 
 		b = h.bundle("vm-bad", "true", func(s *specs.Spec) { object(s); s.VM.Kernel.Path = "/no/such/kernel" })
 		h.wantFail(`vm\.kernel\.path: /no/such/kernel is no file`, "create", "--bundle", b.dir, b.id)
+	})
+}
+
+// Fields that runc 1.1 does not know yet.
+func TestNewerFields(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("newer", "cut -d ' ' -f 19,41 /proc/self/stat; ionice -p $$; uname -m; cat /proc/sys/kernel/domainname; cut -d . -f 1 /proc/uptime; exec sleep 1000", func(s *specs.Spec) {
+			s.Domainname = "example.org"
+			s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch, Nice: 5}
+			s.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 6}
+			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 7_000_000}}
+		})
+		c := h.create(b)
+		c.start()
+		h.expect(c.out, "example.org\n70000")
+		h.must("kill", b.id, "KILL")
+		c.reaper.wait(c.pid)
+		h.must("delete", b.id)
+		const want = "5 3\nbest-effort: prio 6\ni686\nexample.org\n70000" // nice value, SCHED_BATCH, ... seconds of uptime
+		if out := c.out.wait(); !strings.HasPrefix(out, want) {
+			h.Errorf("output = %q, want %q first", out, want)
+		}
 	})
 }

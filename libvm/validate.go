@@ -198,8 +198,10 @@ func validateLinux(l *specs.Linux) error {
 		return errors.New("linux.memoryPolicy: a VM's memory is one NUMA node")
 	case l.IntelRdt != nil:
 		return errors.New("linux.intelRdt: a VM's cache allocation cannot be set")
-	case l.Personality != nil && strings.ToUpper(string(l.Personality.Domain)) != "LINUX":
-		return fmt.Errorf("linux.personality %q: only LINUX", l.Personality.Domain)
+	case l.Personality != nil && l.Personality.Domain != specs.PerLinux && l.Personality.Domain != specs.PerLinux32:
+		return fmt.Errorf("linux.personality %q: LINUX or LINUX32", l.Personality.Domain)
+	case l.Personality != nil && len(l.Personality.Flags) > 0:
+		return fmt.Errorf("linux.personality: flag %q: there are none", l.Personality.Flags[0])
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func TestValidateRefuses(t *testing.T) {
 		"network device":      {func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth1": {}} }, "linux.netDevices"},
 		"memory policy":       {func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind} }, "linux.memoryPolicy"},
 		"cache allocation":    {func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} }, "linux.intelRdt"},
-		"personality":         {func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "LINUX32"} }, `linux.personality "LINUX32"`},
+		"personality":         {func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "BSD"} }, `linux.personality "BSD"`},
 		"seccomp listener":    {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/s"} }, "linux.seccomp.listenerPath"},
 		"listener's metadata": {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerMetadata: "m"} }, "listenerMetadata without"},
 		"syscalls of no name": {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{Syscalls: []specs.LinuxSyscall{{}}} }, "linux.seccomp.syscalls[0]"},
