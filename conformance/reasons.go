@@ -37,7 +37,8 @@ const (
 
 // unsteady says why a program ends now one way and now the other. Its result is shown, but check passes over it.
 var unsteady = map[string]string{
-	"killsig": "Sends its signal as soon as `state` says running, when the shell in the container may not have set its trap yet; until then " +
-		"the kernel drops the signal, as for every PID 1. An emulated processor needs tens of milliseconds for that.",
+	"killsig": "Sends its signal as soon as `state` says running, and is content only if the shell in the container has come to its `wait` by " +
+		"then: before its `trap` the kernel drops the signal, as for every PID 1, and after that the shell waits for its `sleep` all the " +
+		"same. An emulated processor needs tens of milliseconds to get there.",
 	"pidfile": "Wants `kill` to succeed on a container whose process is `true` and may have ended.",
 }
