@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -33,6 +34,7 @@ func buildSuite() (*suite, error) {
 			s.programs = append(s.programs, name)
 		}
 	}
+	slices.Sort(s.programs) // go list has no order
 	key := sha256.New()
 	fmt.Fprintln(key, runtime.Version(), runtime.GOARCH)
 	for _, name := range []string{"go.mod", "go.sum"} {

@@ -80,13 +80,16 @@ func cutTable(document []byte) (before, table, after []byte, err error) {
 	return document[:begin], document[begin:end], document[end:], nil
 }
 
+// failing returns the programs that a runtime fails, in order.
+func (t results) failing(runtime string) []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(t)), func(program string) bool { return t[program][runtime].ok() })
+}
+
 // check fails if a program failed with boxlite.
 func (t results) check() error {
 	var failed []string
-	for _, program := range slices.Sorted(maps.Keys(t)) {
-		if r := t[program]["boxlite"]; !r.ok() {
-			failed = append(failed, program+": "+strings.Join(r.failures, "; "))
-		}
+	for _, program := range t.failing("boxlite") {
+		failed = append(failed, program+": "+strings.Join(t[program]["boxlite"].failures, "; "))
 	}
 	if len(failed) > 0 {
 		return fmt.Errorf("ended well before, and fail now:\n\t%s", strings.Join(failed, "\n\t"))
