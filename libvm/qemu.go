@@ -159,6 +159,12 @@ func (c *vmConfig) commandLine() string {
 	if c.vcpus == 1 {
 		words = append(words, "noreplace-smp")
 	}
+	if c.accel == accel.TCG {
+		// TCG keeps its translation of a page of code until it sees the page
+		// written, and does not see what virtiofsd writes into it. Clearing each
+		// page when it is allocated shows it, before another file's code comes.
+		words = append(words, "init_on_alloc=1")
+	}
 	if c.debug {
 		words = append(words, "loglevel=7", "boxlite.debug")
 	} else {
