@@ -61,7 +61,7 @@ func TestUpdateByHand(t *testing.T) {
 		if h.rt.isVM() {
 			inside := h.must("exec", b.id, "sh", "-c", "cd /sys/fs/cgroup; cat cpu.max memory.max memory.swap.max pids.max; nproc")
 			h.want("the guest's limits", inside, "20000 50000\n99999744\n0\n25\n1\n")
-			h.wantFail("memory: a VM of .* MiB: the host has", "update", "--memory", "9000g", "--memory-swap", "9000g", b.id)
+			h.wantFail("memory: a VM of .* MiB: it can grow by .* at most", "update", "--memory", "9000g", "--memory-swap", "9000g", b.id)
 			h.want("a refused limit", h.must("exec", b.id, "cat", "/sys/fs/cgroup/memory.max"), "99999744\n")
 			h.must("pause", b.id)
 			h.wantFail("a paused container cannot be updated", "update", "--memory", "1g", b.id)

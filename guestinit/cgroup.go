@@ -181,32 +181,3 @@ func cgroupOf(pid int) (string, error) {
 	}
 	return filepath.Join(cgroupRoot, path), nil
 }
-
-// containerPids turns pids of guestinit's into those of the container's pid
-// namespace, which is one below.
-func containerPids(pids []int) []int {
-	inside := make([]int, 0, len(pids))
-	for _, pid := range pids {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			continue // ended meanwhile
-		}
-		if n := nestedPid(string(status)); n > 0 {
-			inside = append(inside, n)
-		}
-	}
-	return inside
-}
-
-// nestedPid reads a process's pid one pid namespace down from /proc/PID/status.
-func nestedPid(status string) int {
-	for line := range strings.Lines(status) {
-		if list, ok := strings.CutPrefix(line, "NSpid:"); ok {
-			if pids := strings.Fields(list); len(pids) > 1 {
-				n, _ := strconv.Atoi(pids[1])
-				return n
-			}
-		}
-	}
-	return 0
-}

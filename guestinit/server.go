@@ -102,19 +102,18 @@ func (s *server) answer(stream *yamux.Stream) {
 
 func (s *server) handlers() map[guestproto.Op]handler {
 	return map[guestproto.Op]handler{
-		guestproto.OpHello:     on(s.hello),
-		guestproto.OpCreate:    on(s.create),
-		guestproto.OpStart:     on(s.start),
-		guestproto.OpExec:      on(s.exec),
-		guestproto.OpWait:      on(s.wait),
-		guestproto.OpSignal:    on(s.signal),
-		guestproto.OpResize:    on(s.resize),
-		guestproto.OpProcesses: on(s.processes),
-		guestproto.OpNetwork:   on(s.configureNetwork),
-		guestproto.OpClock:     on(s.clock),
-		guestproto.OpUpdate:    on(s.update),
-		guestproto.OpStats:     on(s.stats),
-		guestproto.OpOOM:       on(s.awaitOOM),
+		guestproto.OpHello:   on(s.hello),
+		guestproto.OpCreate:  on(s.create),
+		guestproto.OpStart:   on(s.start),
+		guestproto.OpExec:    on(s.exec),
+		guestproto.OpWait:    on(s.wait),
+		guestproto.OpSignal:  on(s.signal),
+		guestproto.OpResize:  on(s.resize),
+		guestproto.OpNetwork: on(s.configureNetwork),
+		guestproto.OpClock:   on(s.clock),
+		guestproto.OpUpdate:  on(s.update),
+		guestproto.OpStats:   on(s.stats),
+		guestproto.OpOOM:     on(s.awaitOOM),
 	}
 }
 
@@ -225,18 +224,6 @@ func (s *server) resize(req *guestproto.ResizeRequest) (any, error) {
 		return nil, err
 	}
 	return nil, p.resize(req.Width, req.Height)
-}
-
-func (s *server) processes(*struct{}) (any, error) {
-	c, err := s.theContainer()
-	if err != nil {
-		return nil, err
-	}
-	pids, err := c.cgroup.pids()
-	if err != nil {
-		return nil, err
-	}
-	return &guestproto.ProcessesReply{Pids: containerPids(pids)}, nil
 }
 
 func (s *server) update(req *guestproto.UpdateRequest) (any, error) {

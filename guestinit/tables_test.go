@@ -170,12 +170,6 @@ func TestCPUWeight(t *testing.T) {
 }
 
 func TestProcFiles(t *testing.T) {
-	if got := nestedPid("Name:\tx\nNSpid:\t812\t7\t1\nVmPeak:\t1 kB\n"); got != 7 {
-		t.Errorf("nestedPid = %d, want 7", got)
-	}
-	if got := nestedPid("NSpid:\t812\n"); got != 0 {
-		t.Errorf("nestedPid of a process outside = %d, want 0", got)
-	}
 	got := parseTable("low 0\nmax 12\noom_kill 2\nodd\nnegative -1\nword max\n")
 	if len(got) != 3 || got["low"] != 0 || got["max"] != 12 || got["oom_kill"] != 2 {
 		t.Errorf("parseTable = %v, want low, max and oom_kill", got)

@@ -280,15 +280,6 @@ func (c *Container) HostPids() ([]int, error) {
 	return standIns(pids, c.Pid), err
 }
 
-// GuestPids lists the processes of the container by their pids in it.
-func (c *Container) GuestPids() ([]int, error) {
-	conn, rep, err := dialControl(c.dir, controlRequest{Op: controlProcesses})
-	if err != nil {
-		return nil, err
-	}
-	return rep.Pids, conn.Close()
-}
-
 // commandError is a guest's complaint about the command of an exec.
 func commandError(err error) error {
 	var ge *guestproto.Error

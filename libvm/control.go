@@ -34,15 +34,14 @@ import (
 type controlOp string
 
 const (
-	controlStart     controlOp = "start"
-	controlSignal    controlOp = "signal"
-	controlExec      controlOp = "exec"
-	controlProcesses controlOp = "processes"
-	controlPause     controlOp = "pause"
-	controlResume    controlOp = "resume"
-	controlUpdate    controlOp = "update"
-	controlStats     controlOp = "stats"
-	controlEvents    controlOp = "events"
+	controlStart  controlOp = "start"
+	controlSignal controlOp = "signal"
+	controlExec   controlOp = "exec"
+	controlPause  controlOp = "pause"
+	controlResume controlOp = "resume"
+	controlUpdate controlOp = "update"
+	controlStats  controlOp = "stats"
+	controlEvents controlOp = "events"
 )
 
 type controlRequest struct {
@@ -62,8 +61,6 @@ type execParams struct {
 
 type controlReply struct {
 	Error *controlError `json:"error,omitempty"`
-	// Pids are the answer to controlProcesses: pids inside the guest.
-	Pids []int `json:"pids,omitempty"`
 	// Stats are the answer to controlStats.
 	Stats *guestproto.StatsReply `json:"stats,omitempty"`
 }

@@ -11,13 +11,17 @@ import (
 // x86-64.
 const memoryBlockMiB = 128
 
-// hostMemoryMiB is the host's memory in whole memory blocks.
+// maxGrowthMiB keeps the address space that is set aside within what every
+// processor model has: TCG's 40 bits.
+const maxGrowthMiB = 256 << 10
+
+// hostMemoryMiB is the host's memory in whole memory blocks, at most maxGrowthMiB.
 func hostMemoryMiB() int {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return 0 // such a host's VMs do not grow
 	}
-	return roundDown(int(info.Totalram*uint64(info.Unit)>>20), memoryBlockMiB)
+	return min(roundDown(int(info.Totalram*uint64(info.Unit)>>20), memoryBlockMiB), maxGrowthMiB)
 }
 
 func roundDown(n, to int) int { return n - n%to }
@@ -32,7 +36,7 @@ func (m *monitor) growMemory(totalMiB int) error {
 		return nil
 	}
 	if more > most {
-		return fmt.Errorf("a VM of %d MiB: the host has %d", totalMiB, most)
+		return fmt.Errorf("a VM of %d MiB: it can grow by %d at most", totalMiB, most)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()

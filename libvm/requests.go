@@ -44,11 +44,6 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 	case controlSignal:
 		closeAll(files)
 		return controlReply{Error: toControlError(m.signal(req.Signal, req.All))}.send(conn)
-	case controlProcesses:
-		closeAll(files)
-		var rep guestproto.ProcessesReply
-		err := m.ask(guestproto.OpProcesses, nil, &rep)
-		return controlReply{Error: toControlError(err), Pids: rep.Pids}.send(conn)
 	case controlPause:
 		closeAll(files)
 		return controlReply{Error: toControlError(m.pause())}.send(conn)

@@ -89,7 +89,7 @@ func TestNested(t *testing.T) {
 
 	run := results["run"]
 	if run.Code != 42 {
-		t.Errorf("boxlite --accel kvm run: exit status %d, want the container's 42", run.Code)
+		t.Errorf("boxlite --accel kvm run: exit status %d, want the container's 42: %s%s", run.Code, run.Stderr, results["run-log"].Stdout)
 	}
 	want(t, "stdout of run", run.Stdout, `^\S+-boxlite-lean\nkvm-clock\nprocessors with SVM: 0\nread: from outside\n$`)
 	want(t, "stderr of run", run.Stderr, `^to stderr\n$`)

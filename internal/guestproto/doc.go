@@ -17,7 +17,7 @@
 //	 |-- Request{Op: "start", network} ---------->|   configures NICs, execs
 //	 |<------------------------- Reply -----------|
 //	 |-- Request{Op: "oom", seen} --------------->|   answered when the kernel has killed for
-//	 |        ...exec, signal, resize, ps...      |   lack of memory more often than seen
+//	 |        ...exec, signal, resize...          |   lack of memory more often than seen
 //	 |        ...update, stats, clock...          |
 //	 |<------------------- Reply to wait ---------|   all output is in the streams by then
 //

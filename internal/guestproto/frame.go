@@ -12,7 +12,7 @@ import (
 )
 
 // Bounds of one frame's JSON, in bytes. Requests carry whole specs; replies
-// carry at most an error text or a list of pids.
+// carry at most an error text or a container's counters.
 const (
 	MaxRequest = 8 << 20
 	MaxReply   = 256 << 10

@@ -32,21 +32,20 @@ type Op string
 // Every request the host can make. The comment names the body of the request
 // and of the reply; a dash is none.
 const (
-	OpHello     Op = "hello"     // HelloRequest, HelloReply
-	OpCreate    Op = "create"    // CreateRequest, -
-	OpStart     Op = "start"     // StartRequest, -
-	OpExec      Op = "exec"      // ExecRequest, ExecReply
-	OpStdio     Op = "stdio"     // StdioRequest, -; raw bytes follow the reply
-	OpWait      Op = "wait"      // WaitRequest, WaitReply
-	OpSignal    Op = "signal"    // SignalRequest, -
-	OpResize    Op = "resize"    // ResizeRequest, -
-	OpProcesses Op = "processes" // -, ProcessesReply
-	OpNetwork   Op = "network"   // Network, -
-	OpClock     Op = "clock"     // ClockRequest, -
-	OpUpdate    Op = "update"    // UpdateRequest, -
-	OpStats     Op = "stats"     // -, StatsReply
-	OpOOM       Op = "oom"       // OOMRequest, OOMReply
-	OpDNS       Op = "dns"       // -, -; DNS messages follow the reply, see DNSAddress
+	OpHello   Op = "hello"   // HelloRequest, HelloReply
+	OpCreate  Op = "create"  // CreateRequest, -
+	OpStart   Op = "start"   // StartRequest, -
+	OpExec    Op = "exec"    // ExecRequest, ExecReply
+	OpStdio   Op = "stdio"   // StdioRequest, -; raw bytes follow the reply
+	OpWait    Op = "wait"    // WaitRequest, WaitReply
+	OpSignal  Op = "signal"  // SignalRequest, -
+	OpResize  Op = "resize"  // ResizeRequest, -
+	OpNetwork Op = "network" // Network, -
+	OpClock   Op = "clock"   // ClockRequest, -
+	OpUpdate  Op = "update"  // UpdateRequest, -
+	OpStats   Op = "stats"   // -, StatsReply
+	OpOOM     Op = "oom"     // OOMRequest, OOMReply
+	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
 )
 
 // Request opens every stream.
@@ -178,12 +177,6 @@ type ResizeRequest struct {
 	Process string `json:"process"`
 	Width   uint16 `json:"width"`
 	Height  uint16 `json:"height"`
-}
-
-// ProcessesReply lists the processes of the container by their pids in its pid
-// namespace.
-type ProcessesReply struct {
-	Pids []int `json:"pids"`
 }
 
 // NoLimit is what a limit is where there is none.
