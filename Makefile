@@ -19,6 +19,8 @@ SCRIPTS  := scripts/*.sh kernels/*.sh .ci/run
 # RUN chooses tests by name: make e2e RUN=TestStdin. TESTFLAGS are added to go test's.
 RUN       ?=
 TESTFLAGS ?=
+# COLD are the end-to-end tests that are repeated with VMs that boot.
+COLD = TestRunByHand|TestLifecycleByHand|TestPrivilegedInItsOwnKernel|TestBridgeNetwork|TestVolumeBothWays|TestPartsKilled$$|TestCreateKilled
 ALLTESTFLAGS = $(if $(RUN),-run '$(RUN)') $(TESTFLAGS)
 
 .PHONY: all
@@ -83,6 +85,7 @@ kernel-host:
 e2e: all kernel-host ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
 	$(GO) test -count=1 -p 1 -v -timeout 60m $(ALLTESTFLAGS) ./e2e/...
+	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
 
 .PHONY: soak
 soak: all ## 200 mixed operations through docker, nothing left behind; about 10 minutes emulated (root)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -102,7 +103,7 @@ func newApp(logs *logOutput) *cli.App {
 		Commands: []*cli.Command{
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
 			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand,
-			specCommand, featuresCommand, checkCommand,
+			templateCommand, specCommand, featuresCommand, checkCommand,
 			monitorCommand, execProcessCommand,
 		},
 		DisableSliceFlagSeparator: true,
@@ -128,6 +129,8 @@ var globalFlags = []cli.Flag{
 	&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg"},
 	&cli.IntFlag{Name: "vcpus", Usage: "processors of the VM (default: the CPU limit, or the host's number)"},
 	&cli.IntFlag{Name: "vm-memory", Usage: "`MiB` of the VM (default: the memory limit with room for the guest's kernel, or 1024)"},
+	&cli.StringFlag{Name: "template", Value: "auto", EnvVars: []string{"BOXLITE_TEMPLATE"}, Usage: "auto: start from a saved VM, and save one where there is none; off: boot every VM"},
+	&cli.StringFlag{Name: "template-dir", EnvVars: []string{"BOXLITE_TEMPLATE_DIR"}, Usage: "`directory` for saved VMs (default: /run/boxlite-templates, or $XDG_RUNTIME_DIR/boxlite-templates for other users than root)"},
 	&cli.StringFlag{Name: "qemu", Usage: "`path` of qemu-system-x86_64"},
 	&cli.StringFlag{Name: "virtiofsd", Usage: "`path` of virtiofsd"},
 	&cli.StringFlag{Name: "parts", Usage: "`directory` of the guest kernels and the initramfs (default: beside boxlite, or its lib/boxlite)"},
@@ -141,14 +144,7 @@ func printVersion(c *cli.Context) {
 
 // stateRoot is the --root flag or its default.
 func stateRoot(c *cli.Context) (string, error) {
-	root := c.String("root")
-	if root == "" {
-		root = "/run/boxlite"
-		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && actsForUser() {
-			root = filepath.Join(dir, "boxlite")
-		}
-	}
-	root, err := filepath.Abs(root)
+	root, err := filepath.Abs(cmp.Or(c.String("root"), filepath.Join(runDir(), "boxlite")))
 	if err != nil {
 		return "", err
 	}
@@ -156,6 +152,26 @@ func stateRoot(c *cli.Context) (string, error) {
 		return "", errors.New("--root: / cannot hold containers' state")
 	}
 	return root, nil
+}
+
+// templateDir is where saved VMs are kept, or empty if none shall be used.
+func templateDir(c *cli.Context) (string, error) {
+	switch mode := c.String("template"); mode {
+	case "off":
+		return "", nil
+	case "auto", "":
+		return filepath.Abs(cmp.Or(c.String("template-dir"), filepath.Join(runDir(), "boxlite-templates")))
+	default:
+		return "", fmt.Errorf("--template %q: auto or off", mode)
+	}
+}
+
+// runDir is the directory for what does not outlive the machine's boot.
+func runDir() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && actsForUser() {
+		return dir
+	}
+	return "/run"
 }
 
 // actsForUser says that the program works for an ordinary user, be it as the
@@ -171,6 +187,10 @@ func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
+	templates, err := templateDir(c)
+	if err != nil {
+		return nil, err
+	}
 	cgroups := c.String("cgroup-manager")
 	if cgroups != "" && cgroups != "cgroupfs" && cgroups != "systemd" && cgroups != "disabled" {
 		return nil, fmt.Errorf("--cgroup-manager %q: cgroupfs, systemd or disabled", cgroups)
@@ -183,6 +203,7 @@ func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 		Parts:         partOptions(c),
 		Accel:         c.String("accel"),
 		Overrides:     libvm.Overrides{Kernel: c.String("kernel"), MemoryMiB: c.Int("vm-memory"), VCPUs: c.Int("vcpus")},
+		TemplateDir:   templates,
 		Debug:         c.Bool("debug"),
 		SelfArgs:      selfArgs(c, root),
 		Log:           logs.logger,

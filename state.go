@@ -42,6 +42,7 @@ type containerState struct {
 	Accel        string            `json:"accel"`
 	MemoryMiB    int               `json:"memoryMiB"`
 	VCPUs        int               `json:"vcpus"`
+	Template     string            `json:"template,omitempty"` // absent if the VM has booted
 }
 
 func stateOf(ctr *libvm.Container) containerState {
@@ -53,7 +54,7 @@ func stateOf(ctr *libvm.Container) containerState {
 	return containerState{
 		OCIVersion: ctr.OCIVersion, ID: ctr.ID, Pid: pid, Status: status, Bundle: ctr.Bundle, Rootfs: ctr.Rootfs,
 		Created: ctr.Created, Annotations: ctr.Spec.Annotations, Owner: ctr.Owner,
-		Kernel: ctr.Kernel, KernelReason: ctr.KernelReason, Accel: ctr.Accel, MemoryMiB: ctr.MemoryMiB, VCPUs: ctr.VCPUs,
+		Kernel: ctr.Kernel, KernelReason: ctr.KernelReason, Accel: ctr.Accel, MemoryMiB: ctr.MemoryMiB, VCPUs: ctr.VCPUs, Template: ctr.Template,
 	}
 }
 

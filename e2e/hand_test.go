@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,8 +20,9 @@ import (
 // A hand drives a runtime through its command line, as containerd's shim does, on state and bundles of its own.
 type hand struct {
 	*env
-	root string   // the runtime's --root; "" leaves the flag out
-	vars []string // environment of the commands
+	root  string   // the runtime's --root; "" leaves the flag out
+	flags []string // more global flags
+	vars  []string // environment of the commands
 }
 
 func (e *env) byHand() *hand {
@@ -33,7 +35,7 @@ func (h *hand) argv(args ...string) []string {
 	if h.root != "" {
 		args = append([]string{"--root", h.root}, args...)
 	}
-	return append([]string{h.rt.bin}, args...)
+	return slices.Concat([]string{h.rt.bin}, h.flags, args)
 }
 
 // cmd runs a command of the runtime to its end. Its output must be closed by then: what outlives it holds neither.
@@ -67,6 +69,8 @@ type state struct {
 	Rootfs  string `json:"rootfs"`
 	Created string `json:"created"`
 	Owner   string `json:"owner"`
+	// Template is boxlite's own.
+	Template string `json:"template"`
 }
 
 func (h *hand) state(id string) state {

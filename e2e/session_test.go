@@ -142,7 +142,7 @@ func (s *session) expect(text string) string {
 			return part
 		}
 		if s.closed { // by its end, at the latest by the deadline
-			s.t.Fatalf("%s: ended without %q; output: %q", strings.Join(s.cmd.Args, " "), text, clip(s.output))
+			s.t.Fatalf("%s: ended (%v) without %q; output: %q", strings.Join(s.cmd.Args, " "), s.cmd.ProcessState, text, clip(s.output))
 		}
 		s.grown.Wait()
 	}

@@ -128,7 +128,7 @@ func (s snapshot) addFiles(roots ...string) {
 			if err != nil {
 				return nil // gone meanwhile
 			}
-			if keptByOthers(path) {
+			if outliveContainers(path) {
 				return fs.SkipDir
 			}
 			s["file "+path] = true
@@ -140,13 +140,13 @@ func (s snapshot) addFiles(roots ...string) {
 	}
 }
 
-// keptByOthers names what is not the runtime's: dockerd removes the mount points of network namespaces once a minute (while
-// mounted they are lines of their own) and has a new socket after each start, umount has a table, and podman forgets the
-// file of slirp4netns' socket and how a container ended that did not start.
-func keptByOthers(path string) bool {
+// outliveContainers names what is not a container's: dockerd removes the mount points of network namespaces once a minute (while
+// mounted they are lines of their own) and has a new socket after each start, umount has a table, podman forgets the
+// file of slirp4netns' socket and how a container ended that did not start, and templates stay for the next container.
+func outliveContainers(path string) bool {
 	for _, pattern := range []string{
 		"/run/dockerd-*/netns", "/run/dockerd-*/libnetwork", "/run/mount", "/run/libpod/*.net", "/run/libpod/exits/*",
-		"/run/user/*/libpod/tmp/*.net", "/run/user/*/libpod/tmp/exits/*",
+		"/run/user/*/libpod/tmp/*.net", "/run/user/*/libpod/tmp/exits/*", "/run/boxlite-templates", "/run/user/*/boxlite-templates",
 	} {
 		if ok, _ := filepath.Match(pattern, path); ok {
 			return true

@@ -101,3 +101,19 @@ func TestSpec(t *testing.T) {
 		h.wantPart("the root is read-only", r.stderr, "Read-only file system")
 	})
 }
+
+// Pages of program files come and go, and what is executed is what was read last: an emulated processor has translations of
+// former contents, and the VM's files are not written into memory by the emulator.
+func TestProgramsReadAgain(t *testing.T) {
+	eachVM(t, func(e *env) {
+		// Two programs that are linked to the same addresses.
+		r := e.run("--privileged", "busybox", "sh", "-c", `
+for i in $(seq 100); do
+	echo 3 >/proc/sys/vm/drop_caches
+	r=$(probe syscall personality 0) && [ "$r" = ok ] || echo "time $i: exit status $?: $r"
+	busybox wc -c /etc/none 2>/dev/null
+done; echo end`)
+		e.wantCode(r, 0)
+		e.want("stdout", r.stdout, "end\n")
+	})
+}

@@ -32,8 +32,12 @@ func (s *server) hello(req *guestproto.HelloRequest) (any, error) {
 	return &guestproto.HelloReply{Version: guestproto.Version, KernelRelease: unix.ByteSliceToString(uts.Release[:])}, nil
 }
 
-// clock sets the clock after a pause.
+// clock moves the clock forward, never back: what a request was late by is what
+// the clock is behind, and one that took long must not undo a better one.
 func (s *server) clock(req *guestproto.ClockRequest) (any, error) {
+	if time.Now().UnixNano() >= req.UnixNano {
+		return nil, nil
+	}
 	return nil, setClock(req.UnixNano)
 }
 

@@ -32,13 +32,17 @@ func main() {
 	adoptConsole()
 	check("set kernel parameters", setKernelParameters())
 	check("set resource limits", setResourceLimits())
-	port, err := openControlPort()
+	prepared := later(setupCgroups, loopbackUp)
+	device, err := findControlPort()
+	check("find control port", err)
+	check("prepare for a container", prepared())
+	// Last: this tells the monitor that the guest is ready, to be saved as a
+	// template or to be spoken to.
+	port, err := openControlPort(device)
 	check("open control port", err)
-	// What only a container needs must not keep the monitor waiting.
-	forCreate := later(setupCgroups, loopbackUp)
 	children := newReaper()
 	go children.run()
-	check("serve", newServer(children, forCreate).serve(port))
+	check("serve", newServer(children).serve(port))
 }
 
 // check ends the guest on a failed boot step: the kernel panics when PID 1

@@ -23,10 +23,9 @@ type controlPort struct {
 	epoll int
 }
 
-// openControlPort finds the port by its name.
-func openControlPort() (*controlPort, error) {
-	var device string
-	err := awaitUevent(portTimeout, func() error {
+// findControlPort returns the device of the port that has the name.
+func findControlPort() (device string, err error) {
+	err = awaitUevent(portTimeout, func() error {
 		const class = "/sys/class/virtio-ports"
 		ports, err := os.ReadDir(class)
 		if err != nil {
@@ -42,9 +41,11 @@ func openControlPort() (*controlPort, error) {
 		}
 		return fmt.Errorf("no virtio-serial port is called %s", guestproto.ControlPort)
 	})
-	if err != nil {
-		return nil, err
-	}
+	return device, err
+}
+
+// openControlPort opens the port, which QEMU reports to the monitor.
+func openControlPort(device string) (*controlPort, error) {
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: device, Err: err}

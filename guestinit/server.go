@@ -16,17 +16,15 @@ import (
 // A server answers the monitor's requests. It holds the one container.
 type server struct {
 	children *reaper
-	// booted waits for what create needs of the boot.
-	booted  func() error
-	network *networkState
-	dns     *dnsRelay
+	network  *networkState
+	dns      *dnsRelay
 
 	mu        sync.Mutex
 	container *container // nil before create
 }
 
-func newServer(children *reaper, booted func() error) *server {
-	return &server{children: children, booted: booted, network: &networkState{}, dns: &dnsRelay{}}
+func newServer(children *reaper) *server {
+	return &server{children: children, network: &networkState{}, dns: &dnsRelay{}}
 }
 
 // handler carries out one kind of request. The reply may be nil.
@@ -162,9 +160,6 @@ func (s *server) create(req *guestproto.CreateRequest) (any, error) {
 	defer s.mu.Unlock()
 	if s.container != nil {
 		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "the VM has a container already")
-	}
-	if err := s.booted(); err != nil {
-		return nil, fmt.Errorf("boot: %w", err)
 	}
 	c, err := createContainer(s.children, req)
 	if err != nil {

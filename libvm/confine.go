@@ -18,13 +18,42 @@ import (
 // and with QEMU's own seccomp filter no way to execute anything.
 //
 // The new root is a tmpfs mounted at dir, which stays as it is for all others.
-func confine(dir, program string, images ...string) error {
+// The VM's memory is a file in it, memoryPath to QEMU, which confine returns
+// open: like anonymous memory it goes when the last process lets go of it, and
+// unlike that it can be filled and read from outside QEMU.
+func confine(dir, program string, memoryMiB int, images ...string) (*os.File, error) {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return partError("unshare", err)
+		return nil, partError("unshare", err)
 	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0755,size=1m"); err != nil {
-		return partError("mount QEMU's root", err)
+	if err := detachMounts(); err != nil {
+		return nil, partError("mount namespace", err)
 	}
+	options := fmt.Sprintf("mode=0755,size=%dm", memoryMiB+1)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, options); err != nil {
+		return nil, partError("mount QEMU's root", err)
+	}
+	if err := furnish(dir, program, images...); err != nil {
+		return nil, err
+	}
+	memory, err := os.OpenFile(filepath.Join(dir, memoryPath), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, partError("make the VM's memory", err)
+	}
+	err = partErrorOrNil("size the VM's memory", memory.Truncate(int64(memoryMiB)<<20))
+	if err == nil {
+		err = enterRoot(dir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, memory.Close())
+	}
+	return memory, nil
+}
+
+// memoryPath is the VM's memory in QEMU's root.
+const memoryPath = "/memory"
+
+// furnish fills QEMU's root.
+func furnish(dir, program string, images ...string) error {
 	paths := append([]string{"/usr", "/lib", "/lib64", "/etc/ld.so.cache", topDirectory(program)}, images...)
 	for _, path := range paths {
 		if err := mirror(dir, path, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV); err != nil {
@@ -36,6 +65,10 @@ func confine(dir, program string, images ...string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+func enterRoot(dir string) error {
 	if err := unix.Chdir(dir); err != nil {
 		return partError("enter QEMU's root", err)
 	}

@@ -77,6 +77,10 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	}
 	r.Log.Debug("decided", "id", id, "kernel", plan.Shape.Kernel, "because", plan.Shape.KernelReason, "privileged", plan.Shape.Privileged,
 		"accel", acc, "accelBecause", accelReason, "memoryMiB", plan.Shape.MemoryMiB, "vcpus", plan.Shape.VCPUs)
+	templates, err := r.templatesFor(spec)
+	if err != nil {
+		return nil, err
+	}
 	dir, unlock, err := r.makeStateDir(id)
 	if err != nil {
 		return nil, err
@@ -97,7 +101,7 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 		}
 	}()
 	b.cfg = monitorConfig{
-		ID: id, StateDir: dir, Plan: plan, Parts: found, Kernel: kernel, Accel: acc, Debug: r.Debug,
+		ID: id, StateDir: dir, Plan: plan, Parts: found, Kernel: kernel, Accel: acc, Debug: r.Debug, TemplateDir: templates,
 		ConsoleSocket: opts.ConsoleSocket, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
 		Sandbox: spec.Annotations[annotationSandbox], OwnUTS: fresh&unix.CLONE_NEWUTS != 0,
 		Hooks: hooksOf(spec).CreateContainer,
@@ -366,6 +370,10 @@ func (b *birth) awaitReady() error {
 		return fmt.Errorf("the monitor ended before the container was ready%s", consoleTail(b.c.dir))
 	}
 	if ev.Event == eventReady {
+		b.c.Template = ev.Template
+		if ev.Warning != "" {
+			b.plan.Warnings = append(b.plan.Warnings, ev.Warning)
+		}
 		return nil
 	}
 	err := ev.Error.err()

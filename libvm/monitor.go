@@ -22,6 +22,7 @@ import (
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/accel"
 	"boxlite/libvm/parts"
+	"boxlite/libvm/qmp"
 )
 
 // exitVMLost is what a container's status is when its VM ended under it: QEMU
@@ -38,6 +39,8 @@ type monitorConfig struct {
 	Kernel   string       `json:"kernel"` // path of the vmlinux
 	Accel    accel.Accel  `json:"accel"`
 	Debug    bool         `json:"debug"`
+	// TemplateDir is empty if templates are switched off.
+	TemplateDir string `json:"templateDir,omitempty"`
 
 	ConsoleSocket string `json:"consoleSocket,omitempty"`
 	// OwnNetNS and OwnUTS say that the namespace was made for the container.
@@ -65,6 +68,9 @@ type monitorConfig struct {
 type monitorEvent struct {
 	Event string        `json:"event"`
 	Error *controlError `json:"error,omitempty"`
+	// Template and Warning come with ready: the origin of the VM.
+	Template string `json:"template,omitempty"`
+	Warning  string `json:"warning,omitempty"`
 }
 
 const (
@@ -76,12 +82,13 @@ const (
 
 // monitor owns a container's VM for as long as it lives.
 type monitor struct {
-	cfg   monitorConfig
-	log   *slog.Logger
-	vmm   *vmm
-	began time.Time // of the VM's start
-	guest *guest
-	net   *network
+	cfg    monitorConfig
+	log    *slog.Logger
+	vmm    *vmm
+	began  time.Time // of the VM's start
+	origin origin
+	guest  *guest
+	net    *network
 
 	stdio Stdio
 	relay *relay
@@ -171,11 +178,9 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if m.net, err = openNetwork(cfg, m.log); err != nil {
 		return err
 	}
-	m.began = time.Now()
-	if m.vmm, err = startVMM(cfg.Parts, m.vmConfig(), share, filepath.Join(cfg.StateDir, rootDir), console, m.log); err != nil {
+	if err := m.startVM(vmmFiles{share: share, root: filepath.Join(cfg.StateDir, rootDir), console: console}); err != nil {
 		return err
 	}
-	m.lost = m.vmm.lost()
 	if m.guest, err = dialGuest(m.vmm.control); err != nil {
 		return err
 	}
@@ -190,6 +195,30 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	}
 	go m.serve(listener)
 	go m.watchOOM()
+	return nil
+}
+
+// startVM gives the monitor its VM, with the share plugged in.
+func (m *monitor) startVM(files vmmFiles) (err error) {
+	m.began = time.Now()
+	verbose := m.cfg.Debug && m.cfg.TemplateDir == "" // a template boots once, for everybody
+	cfg := newVMConfig(m.cfg.Parts, m.cfg.Accel, m.cfg.Kernel, m.cfg.Plan.Shape, verbose)
+	starter := &vmStarter{parts: m.cfg.Parts, cfg: cfg, files: files, log: m.log}
+	if m.vmm, m.origin, err = starter.start(m.cfg.TemplateDir); err != nil {
+		return m.bootError(err)
+	}
+	if m.origin.template != "" {
+		m.log.Debug("restored from template", "key", m.origin.template, "after", time.Since(m.began).Round(time.Millisecond))
+	} else {
+		m.log.Debug("booting", "because", m.origin.reason)
+	}
+	m.lost = m.vmm.lost()
+	if err := m.vmm.plugShare(); err != nil {
+		if errors.Is(err, qmp.ErrEnded) {
+			err = ErrVMLost
+		}
+		return m.bootError(err)
+	}
 	return nil
 }
 
@@ -254,21 +283,6 @@ func (m *monitor) shareHostname() error {
 	return partErrorOrNil("read the host name", err)
 }
 
-func (m *monitor) vmConfig() vmConfig {
-	return vmConfig{
-		accel:       m.cfg.Accel,
-		firmware:    m.cfg.Parts.Firmware,
-		kernel:      m.cfg.Kernel,
-		initramfs:   m.cfg.Parts.Initramfs,
-		memoryMiB:   m.cfg.Plan.Shape.MemoryMiB,
-		growthMiB:   hostMemoryMiB(),
-		vcpus:       m.cfg.Plan.Shape.VCPUs,
-		debug:       m.cfg.Debug,
-		machine:     m.cfg.Plan.Shape.Machine,
-		hostNetwork: m.cfg.HostNetwork,
-	}
-}
-
 // openStdio decides what the container init's stdio is on the host.
 func (m *monitor) openStdio() error {
 	proc := m.cfg.Plan.Guest.Process
@@ -311,10 +325,12 @@ func (m *monitor) bootGuest() error {
 	case <-m.lost:
 		return m.bootError(ErrVMLost)
 	}
+	clockSet := m.setClock()
 	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter}
 	if err := m.guest.call(guestproto.OpCreate, req, nil, bootTimeout(m.cfg.Accel)); err != nil {
 		return m.bootError(err)
 	}
+	<-clockSet
 	if m.cfg.Plan.Guest.Process == nil {
 		return nil
 	}
@@ -342,6 +358,37 @@ func (m *monitor) bootGuest() error {
 	return nil
 }
 
+// A clock is good enough that is behind by less than clockTolerance; on a busy
+// host it takes some of clockTries until a request was that quick.
+const (
+	clockTolerance = 20 * time.Millisecond
+	clockTries     = 50
+)
+
+// setClock sets the guest's clock beside what follows: hello's time was that
+// before a boot, or before much else that a restored VM had to do. The channel
+// is closed after the first try; others go on where that took too long.
+func (m *monitor) setClock() <-chan struct{} {
+	tried := make(chan struct{})
+	once := sync.OnceFunc(func() { close(tried) })
+	go func() {
+		defer once()
+		for range clockTries {
+			began := time.Now()
+			err := m.ask(guestproto.OpClock, guestproto.ClockRequest{UnixNano: began.UnixNano()}, nil)
+			if err != nil { // the VM has ended, or stands still: resume sets it
+				m.log.Debug("set the guest's clock", "error", err)
+				return
+			}
+			if time.Since(began) < clockTolerance {
+				return
+			}
+			once()
+		}
+	}()
+	return tried
+}
+
 // bootError adds what QEMU and virtiofsd said to a VM's end.
 func (m *monitor) bootError(err error) error {
 	if !errors.Is(err, ErrVMLost) && !strings.Contains(err.Error(), "no answer") {
@@ -351,12 +398,17 @@ func (m *monitor) bootError(err error) error {
 	if m.cfg.Accel == accel.KVM && !errors.Is(err, ErrVMLost) {
 		hint = " (if no kernel runs under this machine's KVM: --accel tcg)"
 	}
-	return fmt.Errorf("start the VM (%s): %w%s%s%s", m.cfg.Accel, err, hint, m.vmm.qemu.lastWords(), m.vmm.virtiofsd.lastWords())
+	said := ""
+	if m.vmm != nil {
+		said = m.vmm.qemu.lastWords() + m.vmm.virtiofsd.lastWords()
+	}
+	return fmt.Errorf("start the VM (%s): %w%s%s", m.cfg.Accel, err, hint, said)
 }
 
 // commit tells create that all is ready and waits until it has told the world.
 func (m *monitor) commit(sync *net.UnixConn) error {
-	if err := guestproto.WriteFrame(sync, monitorEvent{Event: eventReady}); err != nil {
+	ready := monitorEvent{Event: eventReady, Template: m.origin.template, Warning: m.origin.warning}
+	if err := guestproto.WriteFrame(sync, ready); err != nil {
 		return err
 	}
 	var ev monitorEvent

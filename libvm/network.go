@@ -23,6 +23,7 @@ type network struct {
 	log   *slog.Logger
 	dev   *os.File // the host's /dev, for /dev/net/tun after the root has changed
 	host  bool     // the container asked for the host's network
+	nic   bool     // and has it
 	links []string // the interfaces that have been connected
 	id    string
 	// sandbox is the container whose network namespace this one joins, as a
@@ -62,7 +63,7 @@ func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 // returns what the guest shall make of them.
 func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 	if n.host {
-		return &hostNetwork, nil
+		return &hostNetwork, n.plugHostNetwork(q)
 	}
 	wanted, err := hostnet.Scan(nil)
 	if err != nil {
@@ -119,14 +120,36 @@ func (n *network) plugOne(q *qmp.Client, i int, iface guestproto.Interface, want
 	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "tap", "id": name, "fd": name}, nil); err != nil {
 		return err
 	}
-	device := map[string]any{
-		"driver": "virtio-net-pci", "id": "nic" + name, "netdev": name, "bus": portID(networkPort),
-		"addr": fmt.Sprintf("0.%d", i), "multifunction": true, "mac": iface.MAC, "disable-legacy": "on", "romfile": "",
-	}
+	device := nic(name, i, iface.MAC)
 	if iface.MTU >= minHostMTU {
 		device["host_mtu"] = iface.MTU
 	}
 	return q.Execute(ctx, "device_add", device, nil)
+}
+
+// plugHostNetwork gives the VM QEMU's user-mode NIC, unless an earlier start has.
+func (n *network) plugHostNetwork(q *qmp.Client) error {
+	if n.nic {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	const name = "host0"
+	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "user", "id": name}, nil); err != nil {
+		return err
+	}
+	err := q.Execute(ctx, "device_add", nic(name, 0, hostNetworkMAC), nil)
+	n.nic = err == nil
+	return err
+}
+
+// nic describes the NIC of a netdev as the i-th function of the device in the
+// network's root port.
+func nic(netdev string, i int, mac string) map[string]any {
+	return map[string]any{
+		"driver": "virtio-net-pci", "id": "nic" + netdev, "netdev": netdev, "bus": portID(networkPort),
+		"addr": fmt.Sprintf("0.%d", i), "multifunction": true, "mac": mac, "disable-legacy": "on", "romfile": "",
+	}
 }
 
 // minHostMTU is the least that virtio-net's MTU field may say (virtio 1.1,

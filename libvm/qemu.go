@@ -10,19 +10,27 @@ import (
 )
 
 // The machine has one PCIe root port for each time that something is plugged in:
-// the share, if it was not there from the beginning, the network at start,
-// memory, and one in reserve. Each costs the guest's boot 12 to 20 ms, so the interfaces of
-// one start share a port, as the functions of one device.
+// the share, the network at start, memory, and one in reserve. Each costs the
+// guest's boot 12 to 20 ms, so the interfaces of one start share a port, as the
+// functions of one device.
 const (
 	hotplugPorts = 4
+	sharePort    = 0
 	networkPort  = 1
 	memoryPort   = 2
 	// maxInterfaces is how many functions a PCI device has.
 	maxInterfaces = 8
 )
 
-// vmConfig is everything that shapes a QEMU command line. Descriptors are
-// numbers in the QEMU process.
+// The descriptors that QEMU inherits, in this order.
+const (
+	shareFD   = iota + 3 // vhost-user socket of virtiofsd
+	controlFD            // the guest's control port
+	qmpFD
+	consoleFD // the guest's console, written by the guest only
+)
+
+// vmConfig is everything that shapes a QEMU command line.
 type vmConfig struct {
 	accel     accel.Accel
 	firmware  string // path of a firmware that boots faster than QEMU's default, or empty
@@ -31,17 +39,12 @@ type vmConfig struct {
 	memoryMiB int
 	growthMiB int // what can be plugged in later; zero for nothing
 	vcpus     int
-	debug     bool // guestinit and the kernel say more on the console
+	verbose   bool // the kernel says on the console how it boots
 	machine   Machine
 
-	controlFD int // the guest's control port
-	qmpFD     int
-	consoleFD int // the guest's console, written by the guest only
-	shareFD   int // vhost-user socket of virtiofsd
-
-	// hostNetwork gives the VM QEMU's user-mode NIC, for a container that asked
-	// for the host's network.
-	hostNetwork bool
+	// incoming has QEMU wait for the state of a saved VM. All else is as it was
+	// in the VM that was saved.
+	incoming bool
 }
 
 // args is the command line of QEMU 7.2 or later, without the program's name.
@@ -54,7 +57,7 @@ func (c *vmConfig) args() []string {
 		"-cpu", c.cpu(),
 		"-smp", strconv.Itoa(c.vcpus),
 		"-m", c.memory(),
-		"-object", "memory-backend-memfd,id=ram,share=on,size=" + strconv.Itoa(c.memoryMiB) + "M",
+		"-object", "memory-backend-file,id=ram,mem-path=" + memoryPath + ",share=on,size=" + strconv.Itoa(c.memoryMiB) + "M",
 		"-kernel", c.kernel,
 		"-initrd", c.initramfs,
 		"-append", c.commandLine(),
@@ -62,19 +65,18 @@ func (c *vmConfig) args() []string {
 	if c.firmware != "" {
 		args = append(args, "-bios", c.firmware)
 	}
-	args = append(args, socketChardev("qmp", c.qmpFD), "-mon", "chardev=qmp,mode=control")
+	args = append(args, socketChardev("qmp", qmpFD), "-mon", "chardev=qmp,mode=control")
 	args = append(args, c.ports()...)
-	args = append(args, c.share()...)
+	args = append(args, socketChardev("share", shareFD)) // of the device that plugShare adds
 	args = append(args, virtio("rng", "rng=entropy")...)
 	args = append(args, "-object", "rng-random,id=entropy,filename=/dev/urandom")
 	args = append(args, virtio("balloon", "free-page-reporting=on")...)
-	if c.hostNetwork {
-		args = append(args, "-netdev", "user,id=host0")
-		args = append(args, virtio("net", "netdev=host0,romfile=,mac="+hostNetworkMAC)...)
-	}
 	for i := range hotplugPorts {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,chassis=%d,addr=%#x.%d,multifunction=on",
 			portID(i), i+1, 0x10, i))
+	}
+	if c.incoming {
+		args = append(args, "-incoming", "defer")
 	}
 	return append(flatten(args), c.machine.QEMUParameters...)
 }
@@ -91,16 +93,14 @@ func (c *vmConfig) memory() string {
 // ports is the control port and, beside it, the console.
 func (c *vmConfig) ports() []string {
 	return append(virtio("serial", "id=serial"),
-		socketChardev("control", c.controlFD),
-		"-device", "virtserialport,bus=serial.0,chardev=control,name="+guestproto.ControlPort,
-		socketChardev("console", c.consoleFD),
+		socketChardev("control", controlFD),
+		"-device", "virtserialport,bus=serial.0,id="+controlID+",chardev=control,name="+guestproto.ControlPort,
+		socketChardev("console", consoleFD),
 		"-device", "virtconsole,bus=serial.0,chardev=console")
 }
 
-func (c *vmConfig) share() []string {
-	return append([]string{socketChardev("share", c.shareFD)},
-		"-device", "vhost-user-fs-pci,chardev=share,queue-size=1024,tag="+guestproto.ShareTag)
-}
+// controlID is the control port's name in events.
+const controlID = "control"
 
 // socketChardev is one argument pair, kept together until flatten.
 func socketChardev(id string, fd int) string {
@@ -165,8 +165,8 @@ func (c *vmConfig) commandLine() string {
 		// page when it is allocated shows it, before another file's code comes.
 		words = append(words, "init_on_alloc=1")
 	}
-	if c.debug {
-		words = append(words, "loglevel=7", "boxlite.debug")
+	if c.verbose {
+		words = append(words, "loglevel=7")
 	} else {
 		words = append(words, "quiet", "loglevel=3")
 	}

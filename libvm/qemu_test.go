@@ -10,13 +10,14 @@ import (
 func TestQEMUArgsGolden(t *testing.T) {
 	base := vmConfig{
 		accel: accel.TCG, kernel: "/lib/vmlinux-lean", initramfs: "/lib/initramfs.cpio", memoryMiB: 1024, vcpus: 2,
-		shareFD: 3, controlFD: 4, qmpFD: 5, consoleFD: 6,
 	}
 	kvm := base
-	kvm.accel, kvm.vcpus, kvm.growthMiB, kvm.debug, kvm.hostNetwork = accel.KVM, 8, 4096, true, true
+	kvm.accel, kvm.vcpus, kvm.growthMiB, kvm.verbose = accel.KVM, 8, 4096, true
+	incoming := base
+	incoming.incoming = true
 	own := base
 	own.kernel, own.machine = "/boot/vmlinux", Machine{QEMUParameters: []string{"-name", "mine"}, KernelParameters: []string{"a=b", "c"}}
-	for name, cfg := range map[string]vmConfig{"tcg": base, "kvm-debug-hostnet": kvm, "vm-object": own} {
+	for name, cfg := range map[string]vmConfig{"tcg": base, "kvm-verbose": kvm, "tcg-incoming": incoming, "vm-object": own} {
 		t.Run(name, func(t *testing.T) {
 			golden(t, "qemu-"+name+".args", []byte(strings.Join(cfg.args(), "\n")+"\n"))
 		})

@@ -30,6 +30,8 @@ type Runtime struct {
 	Parts parts.Options
 	// Accel is auto, kvm or tcg; empty is auto.
 	Accel string
+	// TemplateDir keeps saved VMs to start from. If it is empty every VM boots.
+	TemplateDir string
 	// Overrides are the VM's shape as flags ask for it.
 	Overrides Overrides
 	// Debug makes the guest log its steps to the console log.

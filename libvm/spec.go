@@ -22,6 +22,9 @@ const (
 	AnnotationKernel = "boxlite.kernel" // lean or net
 	AnnotationMemory = "boxlite.memory" // MiB of the VM, the guest kernel's own included
 	AnnotationVCPUs  = "boxlite.vcpus"
+	// AnnotationTemplate is auto, or off to boot the VM where --template would
+	// have it start from a template.
+	AnnotationTemplate = "boxlite.template"
 )
 
 // annotationSandbox is podman's, on the members of a pod: the id of the
@@ -93,6 +96,10 @@ const (
 	// the VM's memory take beside the container's own limit.
 	guestRoomMiB = 128
 	minMemoryMiB = 192
+	// memoryStepMiB is what a VM's memory is rounded up to, so that containers
+	// with about the same limit share a template. The guest's cgroup holds the
+	// limit itself.
+	memoryStepMiB = 64
 )
 
 // Rewrite turns a bundle's spec into the guest spec and the shape of the VM. It
@@ -178,11 +185,18 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 	if p.Shape.MemoryMiB, err = override(memory, spec.Annotations, AnnotationMemory, over.MemoryMiB); err != nil {
 		return err
 	}
-	if p.Shape.MemoryMiB < minMemoryMiB {
-		return fmt.Errorf("VM memory of %d MiB: at least %d are needed", p.Shape.MemoryMiB, minMemoryMiB)
+	if err := checkMemory(p.Shape.MemoryMiB); err != nil {
+		return err
 	}
 	if p.Shape.VCPUs, err = override(vcpus, spec.Annotations, AnnotationVCPUs, over.VCPUs); err != nil {
 		return err
+	}
+	return nil
+}
+
+func checkMemory(mib int) error {
+	if mib < minMemoryMiB {
+		return fmt.Errorf("VM memory of %d MiB: at least %d are needed", mib, minMemoryMiB)
 	}
 	return nil
 }
@@ -212,7 +226,8 @@ func sizeOf(spec *specs.Spec, hostCPUs int) (memoryMiB, vcpus int) {
 
 // vmMemoryMiB is the size of the VM for a container limited to limit bytes.
 func vmMemoryMiB(limit int64) int {
-	return max(int((limit+1<<20-1)>>20)+guestRoomMiB, minMemoryMiB)
+	need := int((limit+1<<20-1)>>20) + guestRoomMiB
+	return max((need+memoryStepMiB-1)/memoryStepMiB*memoryStepMiB, minMemoryMiB)
 }
 
 // override applies an annotation and then a flag over a derived value.

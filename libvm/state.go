@@ -52,6 +52,9 @@ type State struct {
 	Privileged   bool   `json:"privileged"`
 	MemoryMiB    int    `json:"memoryMiB"`
 	VCPUs        int    `json:"vcpus"`
+	// Template is the key of the template that the VM is a copy of; empty if it
+	// has booted.
+	Template string `json:"template,omitempty"`
 
 	// Resources are the limits that hold since an update; nil before the first.
 	Resources *specs.LinuxResources `json:"resources,omitempty"`

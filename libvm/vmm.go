@@ -16,8 +16,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"boxlite/internal/guestproto"
 	"boxlite/libvm/parts"
 	"boxlite/libvm/qmp"
+	"boxlite/libvm/template"
 )
 
 // consoleLimit bounds what a guest can write into its console log, in bytes.
@@ -27,17 +29,25 @@ const consoleLimit = 256 << 10
 type vmm struct {
 	control net.Conn // the guest's control port
 	qmp     *qmp.Client
+	memory  *os.File // the guest's memory; closed once nobody copies it any more
 	log     *slog.Logger
 
 	virtiofsd *vmProcess
 	qemu      *vmProcess
 }
 
-// startVMM starts virtiofsd on the share and QEMU beside it, and returns as
-// soon as both processes exist. It must be called before the monitor leaves the
-// host's file systems. The caller stops the VMM; a failed start leaves nothing.
-// Share is the directory for virtiofsd, root an empty one for QEMU's own use.
-func startVMM(p *parts.Parts, cfg vmConfig, share, root string, console io.Writer, log *slog.Logger) (v *vmm, err error) {
+// vmmFiles are the directories and files that a VMM needs of its caller.
+type vmmFiles struct {
+	share   string // for virtiofsd; empty for a VM without a share
+	root    string // an empty directory for QEMU's own use
+	console io.Writer
+}
+
+// startVMM starts QEMU and virtiofsd beside it. The VM boots, or with from is
+// made a copy of a template, and has no share yet. startVMM must be called
+// before the monitor leaves the host's file systems. The caller stops the VMM; a
+// failed start leaves nothing.
+func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Template, log *slog.Logger) (v *vmm, err error) {
 	v = &vmm{log: log}
 	var lent []*os.File // the children's ends; closed here once they run, so that their end shows
 	defer func() {
@@ -52,41 +62,51 @@ func startVMM(p *parts.Parts, cfg vmConfig, share, root string, console io.Write
 		return v, fmt.Errorf("socket for virtiofsd: %w", err)
 	}
 	lent = append(lent, listener, client)
-	if v.virtiofsd, err = startProcess("virtiofsd", p.Virtiofsd.Path, virtiofsdArgs(p.Virtiofsd.Dialect, 3, share), nil, log, listener); err != nil {
-		return v, err
-	}
-
 	var conns [3]*net.UnixConn
-	files := []*os.File{client}
+	inherited := []*os.File{client}
 	for i := range conns {
 		var theirs *os.File
 		if conns[i], theirs, err = qmp.Socketpair(); err != nil {
 			return v, partError("sockets to QEMU", err)
 		}
-		files, lent = append(files, theirs), append(lent, theirs)
+		inherited, lent = append(inherited, theirs), append(lent, theirs)
 	}
 	v.control = conns[0]
-	cfg.shareFD, cfg.controlFD, cfg.qmpFD, cfg.consoleFD = 3, 4, 5, 6
+	cfg.incoming = from != nil
 	args := cfg.args()
 	log.Debug("starting QEMU", "command", quoteCommand(p.QEMU, args))
-	confineQEMU := func() error {
-		if err := confine(root, p.QEMU, cfg.kernel, cfg.initramfs); err != nil {
+	confineQEMU := func() (err error) {
+		if v.memory, err = confine(files.root, p.QEMU, cfg.memoryMiB, cfg.kernel, cfg.initramfs); err != nil {
 			return err
 		}
 		return dropPrivileges()
 	}
-	if v.qemu, err = startProcess("QEMU", p.QEMU, args, confineQEMU, log, files...); err != nil {
+	if v.qemu, err = startProcess("QEMU", p.QEMU, args, confineQEMU, log, inherited...); err != nil {
 		return v, err
+	}
+	if files.share != "" {
+		if v.virtiofsd, err = startProcess("virtiofsd", p.Virtiofsd.Path, virtiofsdArgs(p.Virtiofsd.Dialect, 3, files.share), nil, log, listener); err != nil {
+			return v, err
+		}
 	}
 	closeAll(lent)
 	lent = nil
-	go copyConsole(console, conns[2])
+	go copyConsole(files.console, conns[2])
+	copied := make(chan error, 1)
+	if from != nil {
+		go func() { copied <- from.CopyMemory(v.memory) }() // while QEMU starts
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if v.qmp, err = qmp.New(ctx, conns[1]); err != nil {
 		return v, fmt.Errorf("QEMU did not come up: %w%s%s", err, v.qemu.lastWords(), v.virtiofsd.lastWords())
 	}
-	return v, nil
+	if from != nil {
+		if err = <-copied; err == nil {
+			err = v.resume(from.State)
+		}
+	}
+	return v, err
 }
 
 // shareSocket is a vhost-user connection to come: a listening socket for
@@ -146,6 +166,16 @@ func copyConsole(w io.Writer, r io.ReadCloser) {
 	_ = r.Close()
 }
 
+// plugShare gives the VM its share. A guest that has not come to look for devices
+// yet will find it as if it had been there from the beginning.
+func (v *vmm) plugShare() error {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	return v.qmp.Execute(ctx, "device_add", map[string]any{
+		"driver": "vhost-user-fs-pci", "id": "share", "chardev": "share", "queue-size": 1024, "tag": guestproto.ShareTag, "bus": portID(sharePort),
+	}, nil)
+}
+
 // lost is closed when QEMU or virtiofsd has ended.
 func (v *vmm) lost() <-chan struct{} {
 	gone := make(chan struct{})
@@ -164,6 +194,15 @@ func (v *vmm) lost() <-chan struct{} {
 func (v *vmm) kill() {
 	v.qemu.kill()
 	v.virtiofsd.kill()
+	v.letGoOfMemory()
+}
+
+// letGoOfMemory has the VM's memory end with QEMU and virtiofsd.
+func (v *vmm) letGoOfMemory() {
+	if v.memory != nil {
+		_ = v.memory.Close() // nothing was written that could be lost
+		v.memory = nil
+	}
 }
 
 // vmProcess is a child of the monitor: QEMU or virtiofsd.

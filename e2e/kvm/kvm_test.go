@@ -245,7 +245,7 @@ func (m *machine) boxlite(first string, args ...string) outcome {
 	m.t.Helper()
 	args = append([]string{"--mount", "sh", "-c", first + `exec "$0" "$@"`, boxlitePath(m.t), "--root", m.root}, args...)
 	c := exec.Command("unshare", args...)
-	c.Env = append(os.Environ(), "DIR="+m.dir)
+	c.Env = append(os.Environ(), "DIR="+m.dir, "BOXLITE_TEMPLATE=off") // these are about boots, and the machine's /run stays as it is
 	var stdout, stderr strings.Builder
 	c.Stdout, c.Stderr = &stdout, &stderr
 	begin := time.Now()

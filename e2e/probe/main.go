@@ -25,6 +25,7 @@ var commands = map[string]func(args []string) error{
 	"echo-sum":  echoSum,
 	"syscall":   trySyscall,
 	"inherited": inherited,
+	"clock":     clock,
 }
 
 func main() {

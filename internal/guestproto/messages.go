@@ -72,8 +72,8 @@ type HelloRequest struct {
 	Debug bool `json:"debug,omitempty"`
 }
 
-// ClockRequest sets the guest's wall clock, which stood still while the VM was
-// paused.
+// ClockRequest moves the guest's wall clock forward, if it is behind: it stands
+// still while the VM is paused, and hello may have taken its time.
 type ClockRequest struct {
 	UnixNano int64 `json:"unixNano"`
 }

@@ -1,0 +1,119 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"boxlite/libvm/accel"
+	"boxlite/libvm/parts"
+	"boxlite/libvm/template"
+)
+
+// Under KVM a restored VM has been seen to stand still, in the only KVM that this
+// has been tried with: one that is itself emulated. A boot takes a fraction of a
+// second there.
+var errNoKVMTemplates = errors.New("templates are not used under KVM")
+
+// templatesFor is the store for a container, or empty if its VM shall boot.
+func (r *Runtime) templatesFor(spec *specs.Spec) (dir string, err error) {
+	switch value := spec.Annotations[AnnotationTemplate]; value {
+	case "", "auto":
+		return r.TemplateDir, nil
+	case "off":
+		return "", nil
+	default:
+		return "", fmt.Errorf("annotation %s=%q: auto or off", AnnotationTemplate, value)
+	}
+}
+
+// CreateTemplate boots a VM and saves it, unless there is such a template
+// already. Of the shape, MemoryMiB and VCPUs may be zero for what a container
+// without limits gets.
+func (r *Runtime) CreateTemplate(shape Shape) (key string, err error) {
+	if r.TemplateDir == "" {
+		return "", errors.New("templates are switched off")
+	}
+	if shape.MemoryMiB == 0 {
+		shape.MemoryMiB = defaultMemoryMiB
+	}
+	if shape.VCPUs == 0 {
+		shape.VCPUs = runtime.NumCPU()
+	}
+	if err := checkMemory(shape.MemoryMiB); err != nil {
+		return "", err
+	}
+	starter, err := r.templateStarter(shape)
+	if err != nil {
+		return "", err
+	}
+	id, err := starter.identity()
+	if err != nil {
+		return "", err
+	}
+	store, err := template.Open(r.TemplateDir, true)
+	if err != nil {
+		return "", err
+	}
+	defer store.Close()
+	t, err := store.Load(id)
+	if err == nil {
+		return t.Key, t.Close()
+	}
+	if !errors.Is(err, template.ErrNone) {
+		r.Log.Warn("making it anew", "error", err)
+		if err := store.Delete(id.Key()); err != nil {
+			return "", err
+		}
+	}
+	return id.Key(), starter.make(store, id)
+}
+
+// templateStarter is for a VM without a container.
+func (r *Runtime) templateStarter(shape Shape) (*vmStarter, error) {
+	found, err := parts.Find(r.Parts)
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := found.Kernel(shape.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	acc, _, err := accel.Resolve(r.Accel)
+	if err != nil {
+		return nil, err
+	}
+	if acc == accel.KVM {
+		return nil, errNoKVMTemplates
+	}
+	return &vmStarter{
+		parts: found,
+		cfg:   newVMConfig(found, acc, kernel, shape, false),
+		// QEMU's root is mounted over the store for QEMU alone to see, so that
+		// no other directory has to be made and removed.
+		files: vmmFiles{root: r.TemplateDir, console: &tailBuffer{limit: 4 << 10}},
+		log:   r.Log,
+	}, nil
+}
+
+// make boots a VM to be saved and ends it.
+func (s *vmStarter) make(store *template.Store, id template.Identity) error {
+	draft, err := store.Begin(id)
+	if err != nil {
+		return err
+	}
+	v, err := startVMM(s.parts, s.cfg, s.files, nil, s.log)
+	if err == nil {
+		defer v.kill()
+		err = s.awaitGuest(v)
+	}
+	if err == nil {
+		err = v.save(draft)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("%w (guest console: %q)", err, s.files.console), draft.Discard())
+	}
+	return draft.Commit()
+}
