@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -194,5 +196,20 @@ echo "resolv=$(grep nameserver /etc/resolv.conf)"
 echo "hostname=$(cat /etc/hostname)"
 echo "hosts=$(grep -c localhost /etc/hosts)"`)
 		e.wantReport(got, map[string]string{"resolv": "nameserver 192.0.2.53", "hostname": "me", "hosts": "2"})
+	})
+}
+
+// A container may have to do with more files than virtiofsd may have descriptors.
+func TestManyFiles(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("many", "mkdir /many && probe many /many 2500 && rm -r /many", nil)
+		limited := []string{"setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "prlimit", "--nofile=2000:2000"}
+		argv := append(limited, h.argv("run", "--bundle", b.dir, b.id)...)
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		defer cancel()
+		c := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		c.Env = h.vars
+		h.want("files", finish(ctx, c).stdout, "many ok\n")
 	})
 }

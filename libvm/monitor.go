@@ -326,7 +326,11 @@ func (m *monitor) bootGuest() error {
 		return m.bootError(ErrVMLost)
 	}
 	clockSet := m.setClock()
-	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter}
+	maxFiles, err := m.vmm.maxFiles()
+	if err != nil {
+		return err
+	}
+	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, MaxFiles: maxFiles}
 	if err := m.guest.call(guestproto.OpCreate, req, nil, bootTimeout(m.cfg.Accel)); err != nil {
 		return m.bootError(err)
 	}
@@ -334,7 +338,6 @@ func (m *monitor) bootGuest() error {
 	if m.cfg.Plan.Guest.Process == nil {
 		return nil
 	}
-	var err error
 	if m.relay, err = startRelay(m.guest, guestproto.Init, m.stdio); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -125,5 +126,26 @@ func xattr(args []string) error {
 		return fmt.Errorf("set user.kept: %w", err)
 	}
 	fmt.Println("xattr ok")
+	return nil
+}
+
+// many DIR N makes N files, then reads each.
+func many(args []string) error {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	path := func(i int) string { return fmt.Sprintf("%s/%d", args[0], i) }
+	for i := range n {
+		if err := os.WriteFile(path(i), []byte("x"), 0o644); err != nil {
+			return err
+		}
+	}
+	for i := range n {
+		if text, err := os.ReadFile(path(i)); err != nil || string(text) != "x" {
+			return fmt.Errorf("%s: %q, %w", path(i), text, err)
+		}
+	}
+	fmt.Println("many ok")
 	return nil
 }

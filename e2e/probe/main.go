@@ -16,6 +16,7 @@ var commands = map[string]func(args []string) error{
 	"fcntl":     fcntlLock,
 	"fcntl-try": fcntlTry,
 	"xattr":     xattr,
+	"many":      many,
 	"hog":       hog,
 	"fork":      fork,
 	"tty":       tty,

@@ -94,6 +94,9 @@ type CreateRequest struct {
 	// DeviceFilter is an eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, in
 	// the kernel's encoding, for the container's cgroup; empty for none.
 	DeviceFilter []byte `json:"deviceFilter,omitempty"`
+	// MaxFiles is how many files of the share the host can keep open for the
+	// guest; zero for no limit.
+	MaxFiles int `json:"maxFiles,omitempty"`
 }
 
 // UpdateRequest changes limits of the container's cgroup. What it leaves out
