@@ -14,7 +14,7 @@ GO       ?= go
 GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 LDFLAGS  := -s -w
 LINTER   := $(GO) tool -modfile=scripts/lint.mod
-SCRIPTS  := scripts/*.sh kernels/*.sh .ci/run
+SCRIPTS  := scripts/*.sh kernels/*.sh images/*.sh images/dind/files/usr/local/sbin/dind .ci/run
 
 # RUN chooses tests by name: make e2e RUN=TestStdin. TESTFLAGS are added to go test's.
 RUN       ?=
@@ -80,9 +80,13 @@ unit: ## tests beside the code; as root those that make namespaces run too
 kernel-host:
 	kernels/build.sh --out bin host
 
+.PHONY: images
+images: ## build the images of images/ from Debian packages; from the cache if nothing has changed (root)
+	images/build.sh dind machine
+
 # Never from go test's cache: the binaries, dockerd and the kernel are not in its key.
 .PHONY: e2e
-e2e: all kernel-host ## containers through a real dockerd, by hand and under KVM (root)
+e2e: all kernel-host images ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
 	$(GO) test -count=1 -p 1 -v -timeout 60m $(ALLTESTFLAGS) ./e2e/...
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)

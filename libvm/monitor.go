@@ -178,7 +178,17 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if m.net, err = openNetwork(cfg, m.log); err != nil {
 		return err
 	}
-	if err := m.startVM(vmmFiles{share: share, root: filepath.Join(cfg.StateDir, rootDir), console: console}); err != nil {
+	files := vmmFiles{share: share, root: filepath.Join(cfg.StateDir, rootDir), console: console}
+	if s := cfg.Plan.Scratch; s != nil {
+		if files.scratch, err = s.file(); err != nil {
+			return err
+		}
+	}
+	err = m.startVM(files)
+	if files.scratch != nil {
+		_ = files.scratch.Close() // QEMU's copy is what keeps it
+	}
+	if err != nil {
 		return err
 	}
 	if m.guest, err = dialGuest(m.vmm.control); err != nil {

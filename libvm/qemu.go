@@ -28,6 +28,7 @@ const (
 	controlFD            // the guest's control port
 	qmpFD
 	consoleFD // the guest's console, written by the guest only
+	scratchFD // raw image of the scratch disk
 )
 
 // vmConfig is everything that shapes a QEMU command line.
@@ -41,6 +42,9 @@ type vmConfig struct {
 	vcpus     int
 	verbose   bool // the kernel says on the console how it boots
 	machine   Machine
+
+	// scratch adds a disk that is the raw image scratchFD.
+	scratch bool
 
 	// incoming has QEMU wait for the state of a saved VM. All else is as it was
 	// in the VM that was saved.
@@ -68,6 +72,7 @@ func (c *vmConfig) args() []string {
 	args = append(args, socketChardev("qmp", qmpFD), "-mon", "chardev=qmp,mode=control")
 	args = append(args, c.ports()...)
 	args = append(args, socketChardev("share", shareFD)) // of the device that plugShare adds
+	args = append(args, c.scratchDisk()...)
 	args = append(args, virtio("rng", "rng=entropy")...)
 	args = append(args, "-object", "rng-random,id=entropy,filename=/dev/urandom")
 	args = append(args, virtio("balloon", "free-page-reporting=on")...)
@@ -101,6 +106,20 @@ func (c *vmConfig) ports() []string {
 
 // controlID is the control port's name in events.
 const controlID = "control"
+
+// scratchDisk is one that nobody looks at after the VM, so what the guest
+// flushes need not reach the host's disk.
+func (c *vmConfig) scratchDisk() []string {
+	if !c.scratch {
+		return nil
+	}
+	return append([]string{
+		"-add-fd\x00set=0,fd=" + strconv.Itoa(scratchFD),
+		"-blockdev\x00driver=raw,node-name=scratch,discard=unmap,detect-zeroes=unmap,cache.no-flush=on," +
+			"file.driver=file,file.filename=/dev/fdset/0,file.locking=off,file.discard=unmap,file.cache.no-flush=on",
+	},
+		virtio("blk", "drive=scratch")...)
+}
 
 // socketChardev is one argument pair, kept together until flatten.
 func socketChardev(id string, fd int) string {

@@ -12,7 +12,7 @@ func TestQEMUArgsGolden(t *testing.T) {
 		accel: accel.TCG, kernel: "/lib/vmlinux-lean", initramfs: "/lib/initramfs.cpio", memoryMiB: 1024, vcpus: 2,
 	}
 	kvm := base
-	kvm.accel, kvm.vcpus, kvm.growthMiB, kvm.verbose = accel.KVM, 8, 4096, true
+	kvm.accel, kvm.vcpus, kvm.growthMiB, kvm.verbose, kvm.scratch = accel.KVM, 8, 4096, true, true
 	incoming := base
 	incoming.incoming = true
 	own := base

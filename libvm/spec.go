@@ -3,7 +3,6 @@ package libvm
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"math"
 	"path"
 	"slices"
@@ -37,6 +36,7 @@ type Overrides struct {
 	Kernel    string
 	MemoryMiB int
 	VCPUs     int
+	Scratch   string // as AnnotationScratch
 }
 
 // Shape is what the VM of a container looks like.
@@ -81,6 +81,8 @@ type Plan struct {
 	// DeviceFilter holds the device rules in the guest, see deviceFilter. It is
 	// empty for a privileged container and where there are no rules.
 	DeviceFilter []byte
+	// Scratch is nil for a container without such a disk.
+	Scratch *Scratch `json:",omitempty"`
 	// Binds fill the share, the container's rootfs first.
 	Binds []Bind
 	// Warnings are for the log: what was asked for and left out, and why.
@@ -123,9 +125,14 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	if err := p.mounts(host); err != nil {
 		return nil, err
 	}
+	if err := p.scratch(spec.Annotations[AnnotationScratch], over.Scratch); err != nil {
+		return nil, err
+	}
 	p.devices(host)
 	if p.Shape.Privileged {
-		p.privilege()
+		if err := p.privilege(spec.Annotations); err != nil {
+			return nil, err
+		}
 	} else if r := p.Guest.Linux.Resources; r != nil && len(r.Devices) > 0 {
 		if p.DeviceFilter, err = deviceFilter(r.Devices, p.Guest.Linux.Devices); err != nil {
 			return nil, err
@@ -332,21 +339,6 @@ func (p *Plan) hostOnly(spec *specs.Spec) {
 	g.Linux.Resources = guestResources(g.Linux.Resources, p.Shape.VCPUs) // the device filter has its devices
 }
 
-// privilege gives the container its kernel: everything in it may be written.
-func (p *Plan) privilege() {
-	g := p.Guest
-	g.Linux.MaskedPaths = nil
-	g.Linux.ReadonlyPaths = nil
-	for i := range g.Mounts {
-		m := &g.Mounts[i]
-		switch m.Type {
-		case "sysfs", "cgroup2", "proc":
-			m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" || o == "rro" })
-			m.Options = append(m.Options, "rw") // said, because guestinit mounts a cgroup2 read-only where nothing is
-		}
-	}
-}
-
 // mounts gives every bind mount a place in the share and turns the mounts that
 // describe the host's kernel into the guest's own.
 func (p *Plan) mounts(host *HostFacts) error {
@@ -436,47 +428,4 @@ func readOnly(options []string) bool {
 		}
 	}
 	return ro
-}
-
-// guestDevices are the nodes that the guest's kernel can stand behind, with the
-// numbers that Linux fixes for them (Documentation/admin-guide/devices.txt).
-var guestDevices = map[string]string{
-	"/dev/null": "c1:3", "/dev/zero": "c1:5", "/dev/full": "c1:7",
-	"/dev/random": "c1:8", "/dev/urandom": "c1:9", "/dev/kmsg": "c1:11",
-	"/dev/tty": "c5:0", "/dev/console": "c5:1", "/dev/ptmx": "c5:2",
-	"/dev/net/tun": "c10:200", "/dev/fuse": "c10:229",
-	"/dev/mapper/control": "c10:236", "/dev/loop-control": "c10:237",
-}
-
-// devices keeps the nodes of linux.devices that the guest has, and those that
-// stand for nothing on the host either (a plain mknod is then all that is asked
-// for). What is left is a device of the host's: a node with its number would be
-// some other device in the guest.
-func (p *Plan) devices(host *HostFacts) {
-	keep := p.Guest.Linux.Devices[:0]
-	var left []string
-	for _, d := range p.Guest.Linux.Devices {
-		key := deviceKey(d)
-		if d.Type == "p" || slices.Contains(slices.Collect(maps.Values(guestDevices)), key) || !host.Devices[key] {
-			keep = append(keep, d)
-		} else {
-			left = append(left, d.Path)
-		}
-	}
-	p.Guest.Linux.Devices = keep
-	if len(left) > 0 {
-		p.leaveDevices(left)
-	}
-}
-
-// charType maps "u", an unbuffered character device, to "c", as mknod(1) does.
-func charType(t string) string {
-	if t == "u" {
-		return "c"
-	}
-	return t
-}
-
-func deviceKey(d specs.LinuxDevice) string {
-	return fmt.Sprintf("%s%d:%d", charType(d.Type), d.Major, d.Minor)
 }

@@ -59,6 +59,9 @@ func (s *vmStarter) start(dir string) (*vmm, origin, error) {
 	if len(s.cfg.machine.QEMUParameters) > 0 {
 		return s.boot(origin{reason: "nobody knows whether a VM with QEMU parameters of its own can be saved"})
 	}
+	if s.files.scratch != nil {
+		return s.boot(origin{reason: "a scratch disk is not part of a template"})
+	}
 	store, err := template.Open(dir, true)
 	if err != nil {
 		return s.boot(origin{reason: "templates cannot be used", warning: quiet(err.Error())})

@@ -42,6 +42,7 @@ type vmmFiles struct {
 	share   string // for virtiofsd; empty for a VM without a share
 	root    string // an empty directory for QEMU's own use
 	console io.Writer
+	scratch *os.File // the raw image of a scratch disk; nil for none
 }
 
 // startVMM starts QEMU and virtiofsd beside it. The VM boots, or with from is
@@ -74,6 +75,9 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 	}
 	v.control = conns[0]
 	cfg.incoming = from != nil
+	if files.scratch != nil {
+		inherited, cfg.scratch = append(inherited, files.scratch), true
+	}
 	args := cfg.args()
 	log.Debug("starting QEMU", "command", quoteCommand(p.QEMU, args))
 	confineQEMU := func() (err error) {

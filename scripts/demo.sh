@@ -38,6 +38,9 @@ outside() {
 	say "\$ boxlite check"
 	"$work/usr/bin/boxlite" check || die 'boxlite check says what to do'
 
+	title 'An image with Docker in it (the first time it is made, from Debian packages)'
+	"$repo/images/build.sh" dind
+
 	# In the background, so that a signal is acted upon at once. unshare complains when its child is killed, hence the
 	# stderr of its own.
 	unshare --fork --pid --mount-proc --mount --net -- "$repo/scripts/demo.sh" inside "$work" 3>&2 2>"$work/unshare.log" &
@@ -201,6 +204,24 @@ show_containers() {
 	run "docker run --rm --runtime boxlite --cap-add ALL busybox sh -c 'mount -t tmpfs demo /mnt && grep /mnt /proc/mounts; ip link add br0 type bridge && ip -o link show br0; sysctl -w vm.swappiness=7; uname -r'" 0 boxlite-net
 	because 'The host'\''s parameter is what it was:'
 	run 'cat /proc/sys/vm/swappiness' 0 "^$swappiness\$"
+
+	title 'Docker in Docker'
+	because 'A dockerd of its own in a container, with its own bridge, firewall and cgroups:'
+	"$repo/images/build.sh" --import dind >/dev/null
+	run "docker run -d --name dind --runtime boxlite --cap-add ALL -v $work/image:/busybox:ro boxlite/dind"
+	until_logged dind 'API listen'
+	run "docker exec dind docker version --format 'client {{.Client.Version}}, server {{.Server.Version}}'" 0 'server [0-9]'
+	run "docker exec dind sh -c 'tar -C /busybox -c . | docker import - busybox >/dev/null && docker run --rm busybox echo hello from a container in a container'" 0 'hello from'
+	run 'docker rm -fv dind'
+}
+
+until_logged() {
+	local try
+	for try in {1..600}; do
+		! docker logs "$1" 2>&1 | grep -q "$2" || return 0
+		sleep 0.2
+	done
+	say "demo: $1 did not log $2 (try $try)"
 }
 
 until_serving() {

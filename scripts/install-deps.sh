@@ -8,8 +8,8 @@ usage() {
 	usage: scripts/install-deps.sh [build] [run] [demo] [test]
 
 	  build  compilers and kernel source for boxlite and its guest kernels
-	  run    what starts containers: QEMU, virtiofsd, iproute2, iptables
-	  demo   Docker and busybox
+	  run    what starts containers: QEMU, virtiofsd, iproute2, iptables, e2fsprogs
+	  demo   Docker, busybox, and debootstrap for an image with Docker inside
 	  test   what the tests and benchmarks drive besides: Podman, crun, shellcheck ...
 	  Without arguments: all of them.
 	END
@@ -51,6 +51,7 @@ need_run() {
 	need iproute2 tc
 	need iptables iptables
 	need procps ps
+	need e2fsprogs mke2fs
 }
 
 need_demo() {
@@ -59,6 +60,7 @@ need_demo() {
 	need containerd containerd
 	need runc runc
 	need busybox-static /usr/bin/busybox /bin/busybox
+	need debootstrap debootstrap
 }
 
 need_test() {
@@ -70,7 +72,6 @@ need_test() {
 	need passt pasta
 	need uidmap newuidmap
 	need catatonit catatonit
-	need debootstrap debootstrap
 	need shellcheck shellcheck
 	need attr getfattr
 	need acl setfacl

@@ -100,6 +100,28 @@ func fcntlTry(args []string) error {
 	return nil
 }
 
+// tmpfile DIR makes a file without a name (O_TMPFILE), writes it and gives it the name DIR/named, as programs do that
+// replace files in one step; like them it makes an ordinary file where the file system has no other.
+func tmpfile(args []string) error {
+	fd, err := unix.Open(args[0], unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		fmt.Println("tmpfile unsupported")
+		return os.WriteFile(args[0]+"/named", []byte("text"), 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte("text")); err != nil {
+		return err
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, args[0]+"/named", unix.AT_SYMLINK_FOLLOW); err != nil {
+		return fmt.Errorf("link: %w", err)
+	}
+	fmt.Println("tmpfile ok")
+	return nil
+}
+
 // xattr FILE sets, reads, lists and removes a user attribute; one, user.kept, stays.
 func xattr(args []string) error {
 	const name = "user.boxlite.test"

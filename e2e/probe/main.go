@@ -17,6 +17,7 @@ var commands = map[string]func(args []string) error{
 	"fcntl-try": fcntlTry,
 	"xattr":     xattr,
 	"many":      many,
+	"tmpfile":   tmpfile,
 	"hog":       hog,
 	"fork":      fork,
 	"tty":       tty,
