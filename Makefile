@@ -117,13 +117,19 @@ lint: ## gofumpt, go vet, staticcheck, shellcheck
 format: ## gofumpt -w
 	$(LINTER) gofumpt -w .
 
+# What bench runs in guests: in containers, and alone in an initramfs.
+.PHONY: benchload
+benchload:
+	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/benchload ./bench/load
+	$(GO) run ./initramfs -o bin/benchload.cpio bin/benchload
+
 .PHONY: bench
-bench: all ## boxlite beside runc and crun, at most 10 minutes (root)
-	$(GO) run ./bench -boxlite bin/boxlite -json bench.json
+bench: all benchload ## boxlite beside runc, crun, runsc and bare QEMU, at most 10 minutes (root)
+	$(GO) run ./bench -json bench.json -plot docs/starts.svg
 
 .PHONY: bench-quick
-bench-quick: all ## the same with few repetitions, at most 1 minute (root)
-	$(GO) run ./bench -boxlite bin/boxlite -quick
+bench-quick: all benchload ## the same with few repetitions, about 1 minute (root)
+	$(GO) run ./bench -quick
 
 .PHONY: clean
 clean: ## remove bin/; the cache of kernels stays

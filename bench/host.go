@@ -17,39 +17,59 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A subject is a runtime that is measured.
+// A subject is a runtime that is measured: a program with global flags.
 type subject struct {
-	name string
-	bin  string
+	name  string
+	bin   string
+	flags []string
 }
 
-// host is what the containers run on: the namespaces of this process, a bundle, and a dockerd.
+// The two ways of boxlite to start a container.
+const (
+	warm = "boxlite"      // as a copy of a saved VM
+	cold = "boxlite-cold" // by booting one
+)
+
+// host is what the containers run on: the namespaces of this process, bundles, and a dockerd.
 type host struct {
 	work     string
 	tag      string // name of the cgroup that holds everybody's
 	subjects []subject
 	busybox  string
+	load     string // the program of bench/load
+	bare     string // an initramfs of it
+	commands commands
+	template string // key of the saved VM that ordinary containers start from
 }
 
 const dockerSocket = "unix:///run/docker.sock"
 
-func newHost(work, boxlite string) (*host, error) {
+func newHost(work string, o options) (*host, error) {
 	h := &host{work: work, tag: filepath.Base(work)}
-	for _, name := range []string{"runc", "crun", boxlite} {
-		if strings.Contains(name, "/") {
-			abs, err := filepath.Abs(name)
-			if err != nil {
-				return nil, err
-			}
-			name = abs
+	var err error
+	for name, path := range map[*string]string{&h.load: o.load, &h.bare: o.bare, &o.boxlite: o.boxlite} {
+		if *name, err = filepath.Abs(path); err != nil {
+			return nil, err
 		}
+		if _, err := os.Stat(*name); err != nil {
+			return nil, fmt.Errorf("%w (make bench builds it)", err)
+		}
+	}
+	for _, name := range []string{"runc", "crun", "runsc"} {
 		bin, err := exec.LookPath(name)
 		if err != nil {
-			return nil, fmt.Errorf("%w (make deps installs what is missing)", err)
+			fmt.Printf("%s is not installed and not measured\n", name)
+			continue
 		}
-		h.subjects = append(h.subjects, subject{filepath.Base(name), bin})
+		s := subject{name: name, bin: bin}
+		if name == "runsc" { // it cannot find its own cgroups on a hybrid host, and needs none here
+			s.flags = []string{"--ignore-cgroups", "--network=none"}
+		}
+		h.subjects = append(h.subjects, s)
 	}
-	var err error
+	h.subjects = append(h.subjects,
+		subject{cold, o.boxlite, []string{"--template", "off"}},
+		subject{warm, o.boxlite, nil})
 	if h.busybox, err = exec.LookPath("busybox"); err != nil {
 		return nil, err
 	}
@@ -59,13 +79,22 @@ func newHost(work, boxlite string) (*host, error) {
 	if err := h.makeRootfs(); err != nil {
 		return nil, err
 	}
+	if h.template, err = h.boxlite().run("template", "create", "--kernel", "lean"); err != nil {
+		return nil, err
+	}
+	if h.commands, err = boxliteCommands(h); err != nil {
+		return nil, err
+	}
 	return h, h.startDocker()
 }
 
-// docker gives the subjects that dockerd drives: of the two without a VM, the one that is its default.
+// docker gives the subjects that dockerd drives: the runtime that is its default, and boxlite.
 func (h *host) docker() []subject {
-	return slices.DeleteFunc(slices.Clone(h.subjects), func(s subject) bool { return s.name == "crun" })
+	return slices.DeleteFunc(slices.Clone(h.subjects), func(s subject) bool { return s.name == "crun" || s.name == "runsc" })
 }
+
+// boxlite is it as its users have it.
+func (h *host) boxlite() subject { return h.subjects[len(h.subjects)-1] }
 
 // makeNamespaces fits /proc, /sys and /run to the new namespaces.
 func makeNamespaces() error {
@@ -96,17 +125,18 @@ func makeNamespaces() error {
 	return err
 }
 
-// makeRootfs makes a root file system of busybox with two names.
+// makeRootfs makes a root file system of busybox with three names, and load.
 func (h *host) makeRootfs() error {
 	_, err := output("sh", "-ec", `mkdir -p "$0"/bin "$0"/etc "$0"/dev "$0"/proc "$0"/sys "$0"/tmp
 		cp "$1" "$0"/bin/busybox
-		for name in sh true sleep; do ln -s busybox "$0"/bin/$name; done`, h.rootfs(), h.busybox)
+		cp "$2" "$0"/load
+		for name in sh true sleep; do ln -s busybox "$0"/bin/$name; done`, h.rootfs(), h.busybox, h.load)
 	return err
 }
 
 func (h *host) rootfs() string { return filepath.Join(h.work, "rootfs") }
 
-// bundle makes one for a process with args; "runc spec" says what else is in it.
+// bundle makes one for a process with args in a cgroup called id; "runc spec" says what else is in it.
 func (h *host) bundle(id string, args ...string) (string, error) {
 	dir := filepath.Join(h.work, id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -138,7 +168,7 @@ func (h *host) startDocker() error {
 	runtimes := map[string]any{}
 	for _, s := range h.docker() {
 		if s.name != "runc" { // which dockerd has by itself
-			runtimes[s.name] = map[string]string{"path": s.bin}
+			runtimes[s.name] = map[string]any{"path": s.bin, "runtimeArgs": s.flags}
 		}
 	}
 	config, err := json.Marshal(map[string]any{"runtimes": runtimes})

@@ -26,16 +26,19 @@ import (
 const insideVar = "BOXLITE_BENCH_WORK"
 
 type options struct {
-	boxlite string
-	quick   bool
-	json    string
+	boxlite, load, bare string
+	quick               bool
+	json, plot          string
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.boxlite, "boxlite", "bin/boxlite", "boxlite to measure")
+	flag.StringVar(&o.load, "load", "bin/benchload", "program of bench/load")
+	flag.StringVar(&o.bare, "bare", "bin/benchload.cpio", "initramfs of that program")
 	flag.BoolVar(&o.quick, "quick", false, "few repetitions: a look, not a result")
 	flag.StringVar(&o.json, "json", "", "write all samples to this file")
+	flag.StringVar(&o.plot, "plot", "", "draw the start times into this SVG file")
 	flag.Parse()
 	run := outside
 	if work := os.Getenv(insideVar); work != "" {
@@ -85,21 +88,29 @@ func outside(o options) (err error) {
 
 // inside measures.
 func inside(o options, work string) error {
-	h, err := newHost(work, o.boxlite)
+	began := time.Now()
+	h, err := newHost(work, o)
 	if err != nil {
 		return err
 	}
-	began := time.Now()
 	r := result{Date: began.UTC().Format(time.RFC3339), Machine: describeMachine(h)}
 	fmt.Println(r.Machine)
-	repeat := repetitions{hand: 30, docker: 15, exec: 30, memory: 3}
+	n := thorough
 	if o.quick {
-		repeat = repetitions{hand: 3, docker: 2, exec: 3, memory: 1}
+		n = quick
 	}
-	if err := measure(h, repeat, &r); err != nil {
-		return err
+	for _, measure := range []func(*host, repetitions, *result) error{streams, burst, growth} {
+		if err := measure(h, n, &r); err != nil {
+			return err
+		}
 	}
+	r.Targets = targets(&r)
 	fmt.Printf("\n%s\nmeasured in %.0f s\n", r.table(), time.Since(began).Seconds())
+	if o.plot != "" {
+		if err := r.draw(o.plot); err != nil {
+			return err
+		}
+	}
 	if o.json == "" {
 		return nil
 	}
@@ -109,3 +120,17 @@ func inside(o options, work string) error {
 	}
 	return os.WriteFile(o.json, append(raw, '\n'), 0o644)
 }
+
+// repetitions are how often each kind is sampled, after one that does not count, and how much of what has no repetitions.
+type repetitions struct {
+	hand, docker, exec, floor, atOnce, memory, streams int
+
+	many   int           // containers that start at once
+	growth []int         // numbers of containers at which the last one is looked at, ascending
+	burst  time.Duration // from the end of a burst to the look at what is left of it
+}
+
+var (
+	thorough = repetitions{hand: 20, docker: 10, exec: 20, floor: 15, atOnce: 3, memory: 3, streams: 3, many: 20, growth: []int{1, 10, 50, 100}, burst: time.Minute}
+	quick    = repetitions{hand: 3, docker: 2, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, many: 5, growth: []int{1, 5}, burst: 5 * time.Second}
+)

@@ -17,14 +17,22 @@ type result struct {
 	Machine string         `json:"machine"`
 	Rows    []*row         `json:"rows"`
 	Memory  []memorySample `json:"memory"`
+	Targets []target       `json:"targets"`
 }
 
 // row is one measurement on one runtime.
 type row struct {
 	What    string    `json:"what"`
 	Runtime string    `json:"runtime"`
-	Seconds []float64 `json:"seconds"`
+	Unit    string    `json:"unit"`
+	Values  []float64 `json:"values"`
 }
+
+// Units of rows; mebibytes is the third.
+const (
+	seconds = "s"
+	rate    = "MiB/s"
+)
 
 // memorySample is one process of an idle container.
 type memorySample struct {
@@ -35,15 +43,27 @@ type memorySample struct {
 	PSSKiB    int    `json:"pssKiB"`
 }
 
-func (r *result) add(what, runtime string, took time.Duration) {
+func (r *result) add(what, runtime, unit string, value float64) {
+	x := r.row(what, runtime)
+	if x == nil {
+		fmt.Printf("measuring %s with %s\n", what, runtime)
+		r.Rows = append(r.Rows, &row{What: what, Runtime: runtime, Unit: unit})
+		x = r.Rows[len(r.Rows)-1]
+	}
+	x.Values = append(x.Values, value)
+}
+
+// row is nil for what was not measured.
+func (r *result) row(what, runtime string) *row {
 	i := slices.IndexFunc(r.Rows, func(x *row) bool { return x.What == what && x.Runtime == runtime })
 	if i < 0 {
-		i = len(r.Rows)
-		r.Rows = append(r.Rows, &row{What: what, Runtime: runtime})
-		fmt.Printf("measuring %s with %s\n", what, runtime)
+		return nil
 	}
-	r.Rows[i].Seconds = append(r.Rows[i].Seconds, took.Seconds())
+	return r.Rows[i]
 }
+
+// median of a row's values.
+func (x *row) median() float64 { return quantile(slices.Sorted(slices.Values(x.Values)), 0.5) }
 
 // alternate times f n times on each subject, in turns. The first round does not count.
 func (r *result) alternate(what string, n int, subjects []subject, f func(s subject, id string) error) error {
@@ -54,7 +74,7 @@ func (r *result) alternate(what string, n int, subjects []subject, f func(s subj
 				return fmt.Errorf("%s with %s: %w", what, s.name, err)
 			}
 			if i > 0 {
-				r.add(what, s.name, time.Since(began))
+				r.add(what, s.name, seconds, time.Since(began).Seconds())
 			}
 		}
 	}
@@ -74,55 +94,79 @@ func quantile(sorted []float64, q float64) float64 {
 func (r *result) table() string {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "seconds\truntime\tmin\tquartile\tmedian\tquartile\tmax\tn\t")
+	fmt.Fprintln(w, "what\truntime\tunit\tmin\tquartile\tmedian\tquartile\tmax\tn\t")
 	for _, row := range r.Rows {
-		s := slices.Sorted(slices.Values(row.Seconds))
-		fmt.Fprintf(w, "%s\t%s\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%d\t\n",
-			row.What, row.Runtime, s[0], quantile(s, 0.25), quantile(s, 0.5), quantile(s, 0.75), s[len(s)-1], len(s))
+		s := slices.Sorted(slices.Values(row.Values))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.4g\t%.4g\t%.4g\t%.4g\t%.4g\t%d\t\n",
+			row.What, row.Runtime, row.Unit, s[0], quantile(s, 0.25), quantile(s, 0.5), quantile(s, 0.75), s[len(s)-1], len(s))
 	}
 	w.Flush()
 	b.WriteByte('\n')
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "MiB of an idle container\truntime\tRSS\tPSS\tn\t")
-	for _, line := range r.memoryLines() {
-		fmt.Fprintln(w, line)
+	var runtimes []string
+	for _, m := range r.memoryMedians() {
+		fmt.Fprintf(w, "%s\t%s\t%.1f\t%.1f\t%d\t\n", m.program, m.runtime, m.rss, m.pss, m.n)
+		if !slices.Contains(runtimes, m.runtime) {
+			runtimes = append(runtimes, m.runtime)
+		}
+	}
+	for _, name := range runtimes {
+		fmt.Fprintf(w, "sum\t%s\t\t%.1f\t\t\n", name, r.idlePSS(name))
+	}
+	w.Flush()
+	b.WriteByte('\n')
+	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "target\tmeasured\t\tlimit\t\t")
+	for _, t := range r.Targets {
+		fmt.Fprintf(w, "%s\t%.3g\t%s\t%.3g\t%s\t\n", t.What, t.Got, t.relation(), t.Limit, t.verdict())
 	}
 	w.Flush()
 	return b.String()
 }
 
-// memoryLines are the medians over the containers, a line for each program and one for their sum. virtiofsd is two
-// processes, which count as one program.
-func (r *result) memoryLines() []string {
+// memoryMedian is what a program of a runtime takes, by the median over containers, in MiB.
+type memoryMedian struct {
+	program, runtime string
+	rss, pss         float64
+	n                int
+}
+
+// memoryMedians has a line for each program. virtiofsd is two processes, which count as one program.
+func (r *result) memoryMedians() (lines []memoryMedian) {
 	type program struct{ runtime, name string }
-	type sizes struct{ rss, pss float64 }
-	perContainer := map[program]map[string]sizes{}
+	perContainer := map[program]map[string]memorySample{}
 	var programs []program
 	for _, m := range r.Memory {
 		p := program{m.Runtime, m.Program}
 		if perContainer[p] == nil {
-			perContainer[p] = map[string]sizes{}
+			perContainer[p] = map[string]memorySample{}
 			programs = append(programs, p)
 		}
-		s := perContainer[p][m.Container]
-		perContainer[p][m.Container] = sizes{s.rss + float64(m.RSSKiB)/1024, s.pss + float64(m.PSSKiB)/1024}
+		sum := perContainer[p][m.Container]
+		sum.RSSKiB, sum.PSSKiB = sum.RSSKiB+m.RSSKiB, sum.PSSKiB+m.PSSKiB
+		perContainer[p][m.Container] = sum
 	}
-	var lines []string
-	sum := map[string]float64{}
 	for _, p := range programs {
 		var rss, pss []float64
-		for _, s := range perContainer[p] {
-			rss, pss = append(rss, s.rss), append(pss, s.pss)
+		for _, m := range perContainer[p] {
+			rss, pss = append(rss, float64(m.RSSKiB)/1024), append(pss, float64(m.PSSKiB)/1024)
 		}
 		slices.Sort(rss)
 		slices.Sort(pss)
-		lines = append(lines, fmt.Sprintf("%s\t%s\t%.1f\t%.1f\t%d\t", p.name, p.runtime, quantile(rss, 0.5), quantile(pss, 0.5), len(pss)))
-		sum[p.runtime] += quantile(pss, 0.5)
-	}
-	for _, name := range []string{"runc", "boxlite"} {
-		lines = append(lines, fmt.Sprintf("sum\t%s\t\t%.1f\t\t", name, sum[name]))
+		lines = append(lines, memoryMedian{p.name, p.runtime, quantile(rss, 0.5), quantile(pss, 0.5), len(pss)})
 	}
 	return lines
+}
+
+// idlePSS is what all programs of a runtime take together, in MiB.
+func (r *result) idlePSS(runtime string) (sum float64) {
+	for _, m := range r.memoryMedians() {
+		if m.runtime == runtime {
+			sum += m.pss
+		}
+	}
+	return sum
 }
 
 // describeMachine is the reader's context for the numbers.

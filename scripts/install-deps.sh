@@ -65,6 +65,7 @@ need_demo() {
 
 need_test() {
 	need crun crun
+	need runsc runsc
 	need podman podman
 	need netavark /usr/lib/podman/netavark
 	need aardvark-dns /usr/lib/podman/aardvark-dns
