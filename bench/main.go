@@ -99,7 +99,7 @@ func inside(o options, work string) error {
 	if o.quick {
 		n = quick
 	}
-	for _, measure := range []func(*host, repetitions, *result) error{streams, burst, growth} {
+	for _, measure := range []func(*host, repetitions, *result) error{starts, floors, atOnce, idleMemory, streams, burst, growth} {
 		if err := measure(h, n, &r); err != nil {
 			return err
 		}
