@@ -445,6 +445,7 @@ func (m *monitor) waitInit() int {
 		default:
 		}
 		m.log.Warn("the VM has ended under the container", "qemu", m.vmm.qemu.lastWords(), "virtiofsd", m.vmm.virtiofsd.lastWords())
+		m.vmm.kill() // a guest without its files goes on for as long as nobody ends it, and keeps the streams open
 	}
 	if m.relay != nil {
 		m.relay.drain()
