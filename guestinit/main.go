@@ -32,7 +32,7 @@ func main() {
 	adoptConsole()
 	check("set kernel parameters", setKernelParameters())
 	check("set resource limits", setResourceLimits())
-	prepared := later(setupCgroups, loopbackUp)
+	prepared := later(setupCgroups, loopbackUp, makeLoopNodes)
 	device, err := findControlPort()
 	check("find control port", err)
 	check("prepare for a container", prepared())

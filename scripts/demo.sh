@@ -189,8 +189,8 @@ show_containers() {
 	run 'docker run --rm --runtime boxlite busybox wget -qO- http://10.198.0.1:8081/kernel' 0 boxlite
 	run 'docker logs web' 0 serving
 	run 'docker exec web ps' 0 httpd
-	because 'What the host sees of it is the monitor, virtiofsd and QEMU:'
-	run 'docker top web -o pid,rss,comm' 0 qemu
+	because 'The host sees the process of its monitor, which stands for it:'
+	run 'docker top web -o pid,rss,args' 0 httpd
 	run 'docker rm -f web'
 
 	title 'Limits'
