@@ -131,6 +131,6 @@ type repetitions struct {
 }
 
 var (
-	thorough = repetitions{hand: 20, docker: 10, exec: 20, floor: 15, atOnce: 3, memory: 3, streams: 3, many: 20, growth: []int{1, 10, 50, 100}, burst: time.Minute}
+	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 1, many: 20, growth: []int{1, 10, 50, 100}, burst: time.Minute}
 	quick    = repetitions{hand: 3, docker: 2, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, many: 5, growth: []int{1, 5}, burst: 5 * time.Second}
 )
