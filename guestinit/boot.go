@@ -6,6 +6,8 @@ import (
 	"os"
 	"time"
 
+	"boxlite/internal/guestproto"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -143,15 +145,12 @@ func writeFile(path, value string) error {
 	return nil
 }
 
-// loopNodes is how many loop devices a container finds nodes of.
-const loopNodes = 8
-
 // makeLoopNodes makes what devtmpfs has on machines where loop devices are made
 // at boot. Here the kernel makes each when its node is opened, and a container
 // whose user namespace keeps it from making nodes binds them.
 func makeLoopNodes() error {
 	const major = 7 // LOOP_MAJOR, linux/major.h
-	for i := range loopNodes {
+	for i := range guestproto.LoopDevices {
 		path := fmt.Sprintf("/dev/loop%d", i)
 		if err := unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(major, uint32(i)))); err != nil && !errors.Is(err, unix.EEXIST) {
 			return &os.PathError{Op: "mknod", Path: path, Err: err}

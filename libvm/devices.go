@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"boxlite/internal/guestproto"
 	"boxlite/kernels"
 )
 
@@ -20,19 +21,14 @@ var guestDevices = func() map[string]string {
 		tunDevice: "c10:200", "/dev/fuse": "c10:229",
 		"/dev/mapper/control": "c10:236", "/dev/loop-control": "c10:237",
 	}
-	for i := range guestLoops {
+	for i := range guestproto.LoopDevices {
 		devices[fmt.Sprintf("/dev/loop%d", i)] = fmt.Sprintf("b7:%d", i)
 	}
 	return devices
 }()
 
-const (
-	// guestLoops is how many loop devices have a node. The kernel makes each when
-	// loop-control is asked for a free one.
-	guestLoops = 8
-	// tunDevice is the only one of guestDevices that the lean kernel lacks.
-	tunDevice = "/dev/net/tun"
-)
+// tunDevice is the only one of guestDevices that the lean kernel lacks.
+const tunDevice = "/dev/net/tun"
 
 // devices keeps the nodes of linux.devices that the guest has, and those that
 // stand for nothing on the host either (a plain mknod is then all that is asked

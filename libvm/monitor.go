@@ -338,7 +338,7 @@ func (m *monitor) bootGuest() error {
 	clockSet := m.setClock()
 	maxFiles, err := m.vmm.maxFiles()
 	if err != nil {
-		return err
+		return m.bootError(err)
 	}
 	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, MaxFiles: maxFiles}
 	if err := m.guest.call(guestproto.OpCreate, req, nil, bootTimeout(m.cfg.Accel)); err != nil {

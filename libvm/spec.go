@@ -18,8 +18,8 @@ import (
 // Annotations of config.json that shape the VM. A flag of the same name, where
 // there is one, wins over the annotation.
 const (
-	AnnotationKernel = "boxlite.kernel" // lean or net
-	AnnotationMemory = "boxlite.memory" // MiB of the VM, the guest kernel's own included
+	AnnotationKernel = kernels.Annotation // lean or net
+	AnnotationMemory = "boxlite.memory"   // MiB of the VM, the guest kernel's own included
 	AnnotationVCPUs  = "boxlite.vcpus"
 	// AnnotationTemplate is auto, or off to boot the VM where --template would
 	// have it start from a template.

@@ -186,7 +186,7 @@ func (v *vmm) plugShare() error {
 func (v *vmm) maxFiles() (int, error) {
 	var limit unix.Rlimit
 	if err := unix.Prlimit(v.virtiofsd.pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
-		return 0, partError("read virtiofsd's limits", err)
+		return 0, fmt.Errorf("read virtiofsd's limits: %w", ErrVMLost) // it is a child: it can only have ended
 	}
 	return int(min(limit.Cur, math.MaxInt32)), nil
 }

@@ -22,6 +22,9 @@ const (
 	ShareDir = "/run/boxlite/share"
 )
 
+// LoopDevices is how many loop devices the guest has nodes of.
+const LoopDevices = 8
+
 // Init is the process id of the container init; exec processes have the ids
 // that their ExecRequest gave them.
 const Init = ""
