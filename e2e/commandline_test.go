@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -138,11 +140,20 @@ func TestPidfdSocket(t *testing.T) {
 		process := socket.receive()
 		for _, f := range []interface{ Fd() uintptr }{process, container} {
 			h.noErr(unix.PidfdSendSignal(int(f.Fd()), unix.SIGKILL, nil, 0))
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}, int(deadline/time.Millisecond))
-			if err != nil || n != 1 {
-				h.Errorf("the process behind the pidfd has not ended: %d, %v", n, err)
-			}
+			h.noErr(awaitEnd(int(f.Fd())))
 		}
 		c.wantKilled()
 	})
+}
+
+// awaitEnd waits until the process behind a pidfd has ended. The Go runtime's own
+// signals interrupt poll at any time.
+func awaitEnd(pidfd int) error {
+	for end := time.Now().Add(deadline); time.Now().Before(end); {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(deadline/time.Millisecond))
+		if n == 1 || err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return fmt.Errorf("the process behind the pidfd has not ended within %s", deadline)
 }

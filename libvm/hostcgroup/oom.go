@@ -208,7 +208,7 @@ func await(pid int, patience time.Duration) error {
 	defer unix.Close(fd)
 	deadline := time.Now().Add(patience)
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Until(deadline).Milliseconds()))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(time.Until(deadline), 0).Milliseconds()))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
