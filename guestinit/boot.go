@@ -41,6 +41,10 @@ var kernelParameters = []struct{ path, value string }{
 	// Podman asks for nofile 1048576, systemd hosts allow "infinity".
 	{"/proc/sys/fs/nr_open", "1073741816"},
 	{"/proc/self/oom_score_adj", "-1000"},
+	// An idle guest shall sleep: the kernel would look twice a second whether memory is in pieces, and each
+	// second at the counters of each processor.
+	{"/proc/sys/vm/compaction_proactiveness", "0"},
+	{"/proc/sys/vm/stat_interval", "10"},
 }
 
 // defaultNofile is what a container gets that asks for no limit of open files:

@@ -46,9 +46,6 @@ func createContainer(children *reaper, req *guestproto.CreateRequest) (_ *contai
 	if err := mountShare(); err != nil {
 		return nil, err
 	}
-	if req.MaxFiles > 0 {
-		go forgetFiles(req.MaxFiles)
-	}
 	defer func() {
 		if err != nil {
 			c.abandon()

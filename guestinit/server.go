@@ -112,6 +112,7 @@ func (s *server) handlers() map[guestproto.Op]handler {
 		guestproto.OpUpdate:  on(s.update),
 		guestproto.OpStats:   on(s.stats),
 		guestproto.OpOOM:     on(s.awaitOOM),
+		guestproto.OpForget:  on(s.forget),
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -224,21 +223,5 @@ func TestIDMaps(t *testing.T) {
 	}
 	if got := formatIDMap(maps.uids); got != "0 1000 1\n1 100000 65535\n" {
 		t.Errorf("formatIDMap = %q", got)
-	}
-}
-
-func TestUntilNextLook(t *testing.T) {
-	for _, c := range []struct {
-		known, limit int
-		want         time.Duration
-	}{
-		{500, 20_000, 390 * time.Millisecond},
-		{500, 1_000_000, 10 * time.Second},
-		{19_500, 20_000, lookSoonest},
-		{25_000, 20_000, lookSoonest},
-	} {
-		if got := untilNextLook(c.known, c.limit); got != c.want {
-			t.Errorf("untilNextLook(%d, %d) = %v, want %v", c.known, c.limit, got, c.want)
-		}
 	}
 }

@@ -197,6 +197,11 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if err := m.openStdio(); err != nil {
 		return err
 	}
+	descriptors, err := m.vmm.openDescriptors()
+	if err != nil {
+		return m.bootError(err)
+	}
+	go m.watchFiles(descriptors)
 	if err := m.enter(sync, share); err != nil {
 		return err
 	}
@@ -336,11 +341,7 @@ func (m *monitor) bootGuest() error {
 		return m.bootError(ErrVMLost)
 	}
 	clockSet := m.setClock()
-	maxFiles, err := m.vmm.maxFiles()
-	if err != nil {
-		return m.bootError(err)
-	}
-	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, MaxFiles: maxFiles}
+	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter}
 	if err := m.guest.call(guestproto.OpCreate, req, nil, bootTimeout(m.cfg.Accel)); err != nil {
 		return m.bootError(err)
 	}
@@ -348,9 +349,11 @@ func (m *monitor) bootGuest() error {
 	if m.cfg.Plan.Guest.Process == nil {
 		return nil
 	}
-	if m.relay, err = startRelay(m.guest, guestproto.Init, m.stdio); err != nil {
+	relay, err := startRelay(m.guest, guestproto.Init, m.stdio)
+	if err != nil {
 		return err
 	}
+	m.relay = relay
 	if m.cfg.Plan.Guest.Process.Terminal {
 		if err := m.guest.resize(guestproto.Init, m.stdio.Stdin); err != nil {
 			return err

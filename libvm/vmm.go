@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -179,16 +178,6 @@ func (v *vmm) plugShare() error {
 	return v.qmp.Execute(ctx, "device_add", map[string]any{
 		"driver": "vhost-user-fs-pci", "id": "share", "chardev": "share", "queue-size": 1024, "tag": guestproto.ShareTag, "bus": portID(sharePort),
 	}, nil)
-}
-
-// maxFiles is how many files virtiofsd can have open: its limit of descriptors,
-// which it raises as far as it may when it starts.
-func (v *vmm) maxFiles() (int, error) {
-	var limit unix.Rlimit
-	if err := unix.Prlimit(v.virtiofsd.pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
-		return 0, fmt.Errorf("read virtiofsd's limits: %w", ErrVMLost) // it is a child: it can only have ended
-	}
-	return int(min(limit.Cur, math.MaxInt32)), nil
 }
 
 // lost is closed when QEMU or virtiofsd has ended.

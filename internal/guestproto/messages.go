@@ -48,6 +48,7 @@ const (
 	OpUpdate  Op = "update"  // UpdateRequest, -
 	OpStats   Op = "stats"   // -, StatsReply
 	OpOOM     Op = "oom"     // OOMRequest, OOMReply
+	OpForget  Op = "forget"  // -, -; the kernel lets go of what it only keeps in case it is needed again
 	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
 )
 
@@ -97,9 +98,6 @@ type CreateRequest struct {
 	// DeviceFilter is an eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, in
 	// the kernel's encoding, for the container's cgroup; empty for none.
 	DeviceFilter []byte `json:"deviceFilter,omitempty"`
-	// MaxFiles is how many files of the share the host can keep open for the
-	// guest; zero for no limit.
-	MaxFiles int `json:"maxFiles,omitempty"`
 }
 
 // UpdateRequest changes limits of the container's cgroup. What it leaves out
