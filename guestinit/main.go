@@ -26,6 +26,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "guestinit: runs as PID 1 of a boxlite guest only")
 		os.Exit(2)
 	}
+	// With two the one looks for work of the other's and interrupts its processor: with many emulated VMs
+	// on few processors that doubles what a start costs.
+	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(400) // the heap is a few MiB; under TCG a collection costs milliseconds
 	check("switch to a root of our own", switchRoot())
 	check("mount", mountSystem())
