@@ -72,8 +72,12 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 // run is the program. It alone reports errors.
 func run(args []string) int {
 	logs := &logOutput{stderr: os.Stderr}
-	app := newApp(logs)
+	traced := new(traceOutput)
+	app := newApp(logs, traced)
 	err := app.Run(args)
+	if traceErr := traced.close(); traceErr != nil {
+		logs.warn(traceErr) // the container is what it is
+	}
 	var exit exitError
 	switch {
 	case err == nil:
@@ -92,7 +96,7 @@ func run(args []string) int {
 	return code
 }
 
-func newApp(logs *logOutput) *cli.App {
+func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 	cli.VersionPrinter = printVersion
 	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"}
 	return &cli.App{
@@ -110,9 +114,9 @@ func newApp(logs *logOutput) *cli.App {
 		HideHelpCommand:           true,
 		ExitErrHandler:            func(*cli.Context, error) {}, // run reports
 		Before: func(c *cli.Context) error {
-			return logs.open(c.String("log"), c.String("log-format"), c.Bool("debug"))
+			return errors.Join(logs.open(c.String("log"), c.String("log-format"), c.Bool("debug")), traced.open(c))
 		},
-		Metadata: map[string]any{"logs": logs},
+		Metadata: map[string]any{"logs": logs, "trace": traced},
 	}
 }
 
@@ -121,6 +125,7 @@ var globalFlags = []cli.Flag{
 	&cli.StringFlag{Name: "log", Usage: "append the log to `file` (default: standard error)"},
 	&cli.StringFlag{Name: "log-format", Value: "text", Usage: "text or json"},
 	&cli.BoolFlag{Name: "debug", Usage: "log decisions and the QEMU command line"},
+	&cli.StringFlag{Name: "trace", Usage: "append what the command's steps take to `file`, for ui.perfetto.dev or chrome://tracing"},
 	&cli.BoolFlag{Name: "systemd-cgroup", Usage: "have systemd make the cgroups; cgroupsPath is then slice:prefix:name"},
 	&cli.StringFlag{Name: "cgroup-manager", Usage: "cgroupfs, systemd (as --systemd-cgroup), or disabled for no cgroup at all"},
 	&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "accepted as runc does: true, false or auto"},
@@ -207,6 +212,7 @@ func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 		TemplateDir:   templates,
 		Debug:         c.Bool("debug"),
 		SelfArgs:      selfArgs(c, root),
+		Trace:         c.App.Metadata["trace"].(*traceOutput).recorder,
 		Log:           logs.logger,
 	}, nil
 }
@@ -305,6 +311,13 @@ func (l *logOutput) open(path, format string, debug bool) error {
 	}
 	l.logger = slog.New(newLogHandler(w, format == "json", level))
 	return nil
+}
+
+// warn reports what did not end the program.
+func (l *logOutput) warn(err error) {
+	if l.logger != nil {
+		l.logger.Warn(err.Error())
+	}
 }
 
 // fail reports the error that ended the program: in the log and, where that is

@@ -61,9 +61,14 @@ func runForeground(c *cli.Context, stdio libvm.Stdio) error {
 	if err := startOrDelete(c, ctr); err != nil {
 		return err
 	}
+	steps := c.App.Metadata["trace"].(*traceOutput).recorder
+	ended := steps.Begin("run: until the container has ended")
 	status, err := fg.Wait()
+	ended()
 	if err == nil && !c.Bool("keep") {
+		deleted := steps.Begin("run: delete")
 		err = ctr.Delete(false)
+		deleted()
 	}
 	if err != nil {
 		return about(c, ctr.ID, err)

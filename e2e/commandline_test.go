@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -156,4 +158,32 @@ func awaitEnd(pidfd int) error {
 		}
 	}
 	return fmt.Errorf("the process behind the pidfd has not ended within %s", deadline)
+}
+
+// --trace gathers the steps of all commands and of all processes in one file.
+func TestTrace(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("trace", "sleep 1000", nil)
+		path := filepath.Join(b.dir, "trace.json")
+		h.flags = append(h.flags, "--trace", path)
+		h.create(b).start()
+		h.want("exec", h.cmd("exec", b.id, "echo", "hello").stdout, "hello\n")
+		raw, err := os.ReadFile(path)
+		h.noErr(err)
+		var events []struct {
+			Name string  `json:"name"`
+			Dur  float64 `json:"dur"`
+		}
+		h.noErr(json.Unmarshal([]byte(strings.TrimSuffix(string(raw), ",\n")+"]"), &events))
+		took := map[string]float64{}
+		for _, e := range events {
+			took[e.Name] = e.Dur
+		}
+		for _, name := range []string{"create", "create: await the monitor", "await the guest's hello", "fork the init", "start", "plug the network in", "exec"} {
+			if took[name] <= 0 {
+				e.Errorf("no step %q in the trace, or it took no time: %v", name, took)
+			}
+		}
+	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"boxlite/guestinit/seccomp"
 	"boxlite/internal/guestproto"
+	"boxlite/internal/trace"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -26,6 +27,8 @@ type container struct {
 	init     *process
 	// procs counts the proc mounts that have been made.
 	procs int
+	// steps records how it is built; nil for nobody wants to know.
+	steps *trace.Recorder
 
 	mu      sync.Mutex
 	started bool
@@ -38,12 +41,12 @@ type container struct {
 }
 
 // createContainer builds the container up to the point before its execve.
-func createContainer(children *reaper, req *guestproto.CreateRequest) (_ *container, err error) {
-	c := &container{id: req.ID, spec: req.Spec, children: children, execs: map[string]*process{}}
+func createContainer(children *reaper, req *guestproto.CreateRequest, steps *trace.Recorder) (_ *container, err error) {
+	c := &container{id: req.ID, spec: req.Spec, children: children, steps: steps, execs: map[string]*process{}}
 	if err := c.checkSpec(); err != nil {
 		return nil, err
 	}
-	if err := mountShare(); err != nil {
+	if err := c.step("mount the share", mountShare); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -56,11 +59,12 @@ func createContainer(children *reaper, req *guestproto.CreateRequest) (_ *contai
 			return nil, fmt.Errorf("seccomp: %w", err)
 		}
 	}
-	if err := c.makeCgroup(); err != nil {
+	if err := c.step("make the cgroup", c.makeCgroup); err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
 	if len(req.DeviceFilter) > 0 {
-		if err := attachDeviceFilter(c.cgroup.fd, req.DeviceFilter); err != nil {
+		filter := func() error { return attachDeviceFilter(c.cgroup.fd, req.DeviceFilter) }
+		if err := c.step("attach the device filter", filter); err != nil {
 			return nil, err
 		}
 	}
@@ -68,6 +72,12 @@ func createContainer(children *reaper, req *guestproto.CreateRequest) (_ *contai
 		return nil, err
 	}
 	return c, nil
+}
+
+// step runs one of the steps that build the container, which the trace shows.
+func (c *container) step(name string, f func() error) error {
+	defer c.steps.Begin(name)()
+	return f()
 }
 
 // checkSpec refuses what the rest would trip over and fills in empty objects.
@@ -131,7 +141,7 @@ func (c *container) build() error {
 		return fmt.Errorf("rootfs: %w", err)
 	}
 	defer unix.Close(rootfs)
-	if err := c.forkInit(); err != nil {
+	if err := c.step("fork the init", c.forkInit); err != nil {
 		return err
 	}
 	if err := joinNamespaces(c.init.pidfd, joinedNamespaces|unix.CLONE_NEWCGROUP); err != nil {
@@ -149,26 +159,29 @@ func (c *container) build() error {
 	if c.spec.Process == nil {
 		return nil // start will be the error
 	}
-	if err := c.prepareInit(); err != nil {
+	if err := c.step("prepare the init", c.prepareInit); err != nil {
 		return err
 	}
 	if err := c.init.proceed(); err != nil {
 		return err
 	}
-	return c.init.awaitReport()
+	return c.step("await the init", c.init.awaitReport)
 }
 
 // buildRootfs makes the container's mounts and leaves the calling thread in its
 // root.
 func (c *container) buildRootfs(rootfs int) error {
+	prepared := c.steps.Begin("prepare the mounts")
 	mounts, err := c.prepareMounts()
+	prepared()
 	if err != nil {
 		return err
 	}
 	defer closeMounts(mounts)
-	if err := enterRootfs(rootfs); err != nil {
+	if err := c.step("enter the rootfs", func() error { return enterRootfs(rootfs) }); err != nil {
 		return fmt.Errorf("rootfs: %w", err)
 	}
+	attached := c.steps.Begin("attach the mounts, fill /dev")
 	for _, m := range mounts {
 		if err := m.attach(c.ids); err != nil {
 			return fmt.Errorf("mount %s: %w", m.spec.Destination, err)
@@ -179,6 +192,7 @@ func (c *container) buildRootfs(rootfs int) error {
 			return err
 		}
 	}
+	attached()
 	if err := c.openInitStdio(); err != nil {
 		return err
 	}

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"boxlite/internal/guestproto"
+	"boxlite/internal/trace"
 
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
@@ -162,12 +164,19 @@ func (s *server) create(req *guestproto.CreateRequest) (any, error) {
 	if s.container != nil {
 		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "the VM has a container already")
 	}
-	c, err := createContainer(s.children, req)
+	var steps *trace.Recorder
+	if req.Trace {
+		steps = trace.New(time.Now())
+	}
+	c, err := createContainer(s.children, req, steps)
 	if err != nil {
 		return nil, err
 	}
 	s.container = c
-	return nil, nil
+	if steps == nil {
+		return nil, nil
+	}
+	return guestproto.CreateReply{Steps: steps.Take()}, nil
 }
 
 func (s *server) start(req *guestproto.StartRequest) (any, error) {

@@ -95,7 +95,10 @@ func (c *Container) Start() error {
 	if c.Spec.Process == nil {
 		return errors.New("config.json has no process: there is nothing to start")
 	}
-	conn, _, err := dialControl(c.dir, controlRequest{Op: controlStart})
+	asked := c.rt.Trace.Begin("start: ask the monitor")
+	conn, reply, err := dialControl(c.dir, controlRequest{Op: controlStart, Trace: c.rt.Trace != nil})
+	asked()
+	c.rt.Trace.Add("monitor", 0, reply.Trace)
 	if hookFailed(err) {
 		return errors.Join(err, c.kill()) // as config.md says: generate an error, stop the container
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"boxlite/internal/guestproto"
+	"boxlite/internal/trace"
 )
 
 // The control socket is how boxlite's commands reach a container's monitor. A
@@ -50,6 +51,8 @@ type controlRequest struct {
 	All    bool          `json:"all,omitempty"`
 	Exec   *execParams   `json:"exec,omitempty"`
 	Update *updateParams `json:"update,omitempty"`
+	// Trace asks for the steps of a start in the reply.
+	Trace bool `json:"trace,omitempty"`
 }
 
 type execParams struct {
@@ -63,6 +66,7 @@ type controlReply struct {
 	Error *controlError `json:"error,omitempty"`
 	// Stats are the answer to controlStats.
 	Stats *guestproto.StatsReply `json:"stats,omitempty"`
+	Trace []trace.Span           `json:"trace,omitempty"`
 }
 
 // controlError keeps which sentinel an error matched across the socket.

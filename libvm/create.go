@@ -41,6 +41,7 @@ type CreateOptions struct {
 // VM runs, and everything that can be wrong with it has been found. The caller
 // calls Start or Delete next. A failed Create leaves nothing behind.
 func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error) {
+	planned := r.Trace.Begin("create: read and rewrite config.json")
 	spec, err := LoadSpec(opts.Bundle)
 	if err != nil {
 		return nil, err
@@ -64,6 +65,7 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	if err != nil {
 		return nil, err
 	}
+	planned()
 	if err := checkNamespaces(spec); err != nil {
 		return nil, err
 	}
@@ -101,7 +103,7 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 		}
 	}()
 	b.cfg = monitorConfig{
-		ID: id, StateDir: dir, Plan: plan, Parts: found, Kernel: kernel, Accel: acc, Debug: r.Debug, TemplateDir: templates,
+		ID: id, StateDir: dir, Plan: plan, Parts: found, Kernel: kernel, Accel: acc, Debug: r.Debug, Trace: r.Trace != nil, TemplateDir: templates,
 		ConsoleSocket: opts.ConsoleSocket, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
 		Sandbox: spec.Annotations[annotationSandbox], OwnUTS: fresh&unix.CLONE_NEWUTS != 0,
 		Hooks: hooksOf(spec).CreateContainer,
@@ -176,8 +178,11 @@ type birth struct {
 
 // run is the creator's side of the sequence drawn at RunMonitor.
 func (b *birth) run() error {
-	spec := b.c.Spec
-	if err := b.startMonitor(); err != nil {
+	spec, steps := b.c.Spec, b.c.rt.Trace
+	started := steps.Begin("create: start the monitor")
+	err := b.startMonitor()
+	started()
+	if err != nil {
 		return err
 	}
 	pid := b.monitor.Process.Pid
@@ -186,14 +191,17 @@ func (b *birth) run() error {
 		return partError("look at the monitor", err)
 	}
 	b.c.Pid, b.c.PidStart = pid, st.start
-	if err := b.enterCgroup(); err != nil {
+	entered := steps.Begin("create: make the cgroup")
+	err = b.enterCgroup()
+	entered()
+	if err != nil {
 		return err
 	}
 	b.cfg.State = b.c.ociState(specs.StateCreated)
 	if err := guestproto.WriteFrame(b.sync, b.cfg); err != nil {
 		return partError("configure the monitor", err)
 	}
-	hooks := hooksOf(spec)
+	hooks, hooked := hooksOf(spec), steps.Begin("create: hooks")
 	//lint:ignore SA1019 deprecated in the spec, but what docker uses
 	if err := runHooks("prestart", hooks.Prestart, b.cfg.State); err != nil {
 		return err
@@ -201,12 +209,17 @@ func (b *birth) run() error {
 	if err := runHooks("createRuntime", hooks.CreateRuntime, b.cfg.State); err != nil {
 		return err
 	}
+	hooked()
 	// A failure of this write shows as the end of the monitor in the next read,
 	// which has its reason.
 	_ = guestproto.WriteFrame(b.sync, monitorEvent{Event: eventHooksDone})
-	if err := b.awaitReady(); err != nil {
+	awaited := steps.Begin("create: await the monitor")
+	err = b.awaitReady()
+	awaited()
+	if err != nil {
 		return err
 	}
+	defer steps.Begin("create: write state and pid file")()
 	if err := writeState(b.c.dir, stateFile, &b.c.State); err != nil {
 		return err
 	}
@@ -370,6 +383,7 @@ func (b *birth) awaitReady() error {
 		return fmt.Errorf("the monitor ended before the container was ready%s", consoleTail(b.c.dir))
 	}
 	if ev.Event == eventReady {
+		b.c.rt.Trace.Add("monitor", 0, ev.Trace)
 		b.c.Template = ev.Template
 		if ev.Warning != "" {
 			b.plan.Warnings = append(b.plan.Warnings, ev.Warning)

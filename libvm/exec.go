@@ -67,11 +67,14 @@ func (c *Container) Exec(opts ExecOptions) (ExitStatus, error) {
 		stdio = Stdio{Stdin: stdio.Stdin, Stdout: stdio.Stdin}
 	}
 	signals := catchSignals()
+	asked := c.rt.Trace.Begin("exec: ask the monitor")
 	x, err := startExec(c.dir, opts.params(), stdio)
+	asked()
 	if err != nil {
 		return ExitStatus{}, err
 	}
 	defer x.conn.Close()
+	defer c.rt.Trace.Begin("exec: until the process has ended")()
 	return x.wait(signals)
 }
 

@@ -7,11 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/yamux"
 
 	"boxlite/internal/guestproto"
+	"boxlite/internal/trace"
 )
 
 // guest is the host's end of the control protocol. Every call opens a stream of
@@ -87,6 +89,36 @@ func (g *guest) hello(debug bool, timeout time.Duration) (release string, err er
 		return "", fmt.Errorf("the initramfs speaks protocol %d and boxlite %d: install both from one build", rep.Version, guestproto.Version)
 	}
 	return rep.KernelRelease, nil
+}
+
+// create has the guest build a container. Its steps go to the recorder, which may
+// be nil.
+func (g *guest) create(req guestproto.CreateRequest, steps *trace.Recorder, timeout time.Duration) error {
+	if steps == nil {
+		return g.call(guestproto.OpCreate, req, nil, timeout)
+	}
+	req.Trace = true
+	var rep guestproto.CreateReply
+	began := time.Now()
+	end := steps.Begin("build the container, in the guest")
+	err := g.call(guestproto.OpCreate, req, &rep, timeout)
+	end()
+	if err == nil {
+		steps.Add("guest", time.Duration(began.UnixNano()), checkSteps(rep.Steps, time.Since(began)))
+	}
+	return err
+}
+
+// maxSteps bounds what a guest may say of its steps.
+const maxSteps = 100
+
+// checkSteps leaves of a guest's steps those that can be true: they lie within
+// the time of the request, and have short names.
+func checkSteps(steps []trace.Span, within time.Duration) []trace.Span {
+	steps = slices.DeleteFunc(steps, func(s trace.Span) bool {
+		return s.Begin < 0 || s.Micros < 0 || s.Begin > within.Microseconds() || s.Micros > within.Microseconds() || len(s.Name) > 64 || s.Lane != ""
+	})
+	return steps[:min(len(steps), maxSteps)]
 }
 
 // wait returns how process ended, when it has.

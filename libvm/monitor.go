@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"boxlite/internal/guestproto"
+	"boxlite/internal/trace"
 	"boxlite/libvm/accel"
 	"boxlite/libvm/parts"
 	"boxlite/libvm/qmp"
@@ -62,6 +63,8 @@ type monitorConfig struct {
 	State specs.State  `json:"state"`
 	// MemoryCgroup is the directory of the host's memory cgroup, or empty.
 	MemoryCgroup string `json:"memoryCgroup,omitempty"`
+	// Trace asks for the steps with ready.
+	Trace bool `json:"trace,omitempty"`
 }
 
 // monitorEvent is a message between create and the monitor, see RunMonitor.
@@ -71,6 +74,8 @@ type monitorEvent struct {
 	// Template and Warning come with ready: the origin of the VM.
 	Template string `json:"template,omitempty"`
 	Warning  string `json:"warning,omitempty"`
+	// Trace comes with ready too, if it was asked for.
+	Trace []trace.Span `json:"trace,omitempty"`
 }
 
 const (
@@ -84,6 +89,7 @@ const (
 type monitor struct {
 	cfg    monitorConfig
 	log    *slog.Logger
+	steps  *trace.Recorder // of create; nil if nobody asked
 	vmm    *vmm
 	began  time.Time // of the VM's start
 	origin origin
@@ -146,6 +152,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 		return fmt.Errorf("monitor: read configuration: %w", err)
 	}
 	cfg := &m.cfg
+	m.steps = recorder(cfg.Trace)
 	m.log = m.log.With("id", cfg.ID)
 	if err := m.prepareProcess(); err != nil {
 		return err
@@ -168,7 +175,10 @@ func (m *monitor) create(sync *net.UnixConn) error {
 		m.log.Debug("no SELinux on this host: the mount label is left out", "label", label)
 		label = ""
 	}
-	if err := mountShare(share, cfg.Plan.Binds, label); err != nil {
+	mounted := m.steps.Begin("bind the share together")
+	err = mountShare(share, cfg.Plan.Binds, label)
+	mounted()
+	if err != nil {
 		return err
 	}
 	console, err := os.OpenFile(filepath.Join(cfg.StateDir, consoleLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -218,7 +228,7 @@ func (m *monitor) startVM(files vmmFiles) (err error) {
 	m.began = time.Now()
 	verbose := m.cfg.Debug && m.cfg.TemplateDir == "" // a template boots once, for everybody
 	cfg := newVMConfig(m.cfg.Parts, m.cfg.Accel, m.cfg.Kernel, m.cfg.Plan.Shape, verbose)
-	starter := &vmStarter{parts: m.cfg.Parts, cfg: cfg, files: files, log: m.log}
+	starter := &vmStarter{parts: m.cfg.Parts, cfg: cfg, files: files, steps: m.steps, log: m.log}
 	if m.vmm, m.origin, err = starter.start(m.cfg.TemplateDir); err != nil {
 		return m.bootError(err)
 	}
@@ -228,7 +238,10 @@ func (m *monitor) startVM(files vmmFiles) (err error) {
 		m.log.Debug("booting", "because", m.origin.reason)
 	}
 	m.lost = m.vmm.lost()
-	if err := m.vmm.plugShare(); err != nil {
+	plugged := m.steps.Begin("plug the share in")
+	err = m.vmm.plugShare()
+	plugged()
+	if err != nil {
 		if errors.Is(err, qmp.ErrEnded) {
 			err = ErrVMLost
 		}
@@ -249,6 +262,7 @@ func (m *monitor) enter(sync *net.UnixConn, share string) error {
 	if err := guestproto.ReadFrame(sync, guestproto.MaxReply, &ev); err != nil || ev.Event != eventHooksDone {
 		return errors.Join(errors.New("create went away"), err)
 	}
+	defer m.steps.Begin("enter the rootfs")()
 	if err := runHooks("createContainer", m.cfg.Hooks, m.cfg.State); err != nil {
 		return err
 	}
@@ -327,6 +341,7 @@ func bootTimeout(a accel.Accel) time.Duration {
 // bootGuest waits for the guest and has it build the container.
 func (m *monitor) bootGuest() error {
 	booted := make(chan error, 1)
+	greeted := m.steps.Begin("await the guest's hello")
 	go func() {
 		release, err := m.guest.hello(m.cfg.Debug, bootTimeout(m.cfg.Accel))
 		m.log.Debug("guest is up", "after", time.Since(m.began).Round(time.Millisecond), "kernel", release, "choice", m.cfg.Plan.Shape.KernelReason)
@@ -340,9 +355,10 @@ func (m *monitor) bootGuest() error {
 	case <-m.lost:
 		return m.bootError(ErrVMLost)
 	}
+	greeted()
 	clockSet := m.setClock()
 	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter}
-	if err := m.guest.call(guestproto.OpCreate, req, nil, bootTimeout(m.cfg.Accel)); err != nil {
+	if err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel)); err != nil {
 		return m.bootError(err)
 	}
 	<-clockSet
@@ -423,7 +439,7 @@ func (m *monitor) bootError(err error) error {
 
 // commit tells create that all is ready and waits until it has told the world.
 func (m *monitor) commit(sync *net.UnixConn) error {
-	ready := monitorEvent{Event: eventReady, Template: m.origin.template, Warning: m.origin.warning}
+	ready := monitorEvent{Event: eventReady, Template: m.origin.template, Warning: m.origin.warning, Trace: m.steps.Take()}
 	if err := guestproto.WriteFrame(sync, ready); err != nil {
 		return err
 	}
@@ -562,7 +578,7 @@ func (m *monitor) endVM() {
 
 // start looks at the network namespace as it is now, gives the guest its
 // interfaces and lets the container init go.
-func (m *monitor) start() (err error) {
+func (m *monitor) start(steps *trace.Recorder) (err error) {
 	m.mu.Lock() // not for longer: a signal may have to end what start waits for
 	started := m.started
 	m.started = true
@@ -575,7 +591,9 @@ func (m *monitor) start() (err error) {
 		defer m.mu.Unlock()
 		m.started = err == nil
 	}()
+	plugged := steps.Begin("plug the network in")
 	wanted, err := m.net.plug(m.vmm.qmp, m.guest)
+	plugged()
 	if err != nil {
 		return err
 	}
@@ -585,5 +603,6 @@ func (m *monitor) start() (err error) {
 		state.Pid = 1 // as the hooks see the container
 		req.State, timeout = &state, 0
 	}
+	defer steps.Begin("set up the network and start, in the guest")()
 	return m.guest.call(guestproto.OpStart, req, nil, timeout)
 }

@@ -7,11 +7,13 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"boxlite/internal/guestproto"
+	"boxlite/internal/trace"
 )
 
 // serve answers the control socket.
@@ -40,7 +42,9 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 	switch req.Op {
 	case controlStart:
 		closeAll(files)
-		return controlReply{Error: toControlError(m.start())}.send(conn)
+		steps := recorder(req.Trace)
+		err := m.start(steps)
+		return controlReply{Error: toControlError(err), Trace: steps.Take()}.send(conn)
 	case controlSignal:
 		closeAll(files)
 		return controlReply{Error: toControlError(m.signal(req.Signal, req.All))}.send(conn)
@@ -161,4 +165,13 @@ func (m *monitor) obeyExec(conn net.Conn, id string) {
 			m.log.Debug("exec request", "process", id, "error", err)
 		}
 	}
+}
+
+// recorder is for steps that a command puts together with its own; nil if it did
+// not ask.
+func recorder(asked bool) *trace.Recorder {
+	if !asked {
+		return nil
+	}
+	return trace.New(time.Unix(0, 0))
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 
+	"boxlite/internal/trace"
 	"boxlite/libvm/parts"
 )
 
@@ -39,6 +40,9 @@ type Runtime struct {
 	// SelfArgs are the global flags with which the program is started again to
 	// call RunMonitor ("monitor ID") and RunExec ("exec-process ID").
 	SelfArgs []string
+	// Trace records the steps of Create, Start and Exec; nil for nobody wants to
+	// know.
+	Trace *trace.Recorder
 	// Log takes decisions at level debug and what was survived at level warn.
 	Log *slog.Logger
 }

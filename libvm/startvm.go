@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"boxlite/internal/trace"
 	"boxlite/libvm/accel"
 	"boxlite/libvm/parts"
 	"boxlite/libvm/qmp"
@@ -18,6 +19,7 @@ type vmStarter struct {
 	parts *parts.Parts
 	cfg   vmConfig
 	files vmmFiles
+	steps *trace.Recorder // nil if nobody asked
 	log   *slog.Logger
 }
 
@@ -62,6 +64,7 @@ func (s *vmStarter) start(dir string) (*vmm, origin, error) {
 	if s.files.scratch != nil {
 		return s.boot(origin{reason: "a scratch disk is not part of a template"})
 	}
+	looked := s.steps.Begin("look for a template")
 	store, err := template.Open(dir, true)
 	if err != nil {
 		return s.boot(origin{reason: "templates cannot be used", warning: quiet(err.Error())})
@@ -72,9 +75,10 @@ func (s *vmStarter) start(dir string) (*vmm, origin, error) {
 		return nil, origin{}, partError("look at the VM's parts", err)
 	}
 	t, err := store.Load(id)
+	looked()
 	if err == nil {
 		var v *vmm
-		v, err = startVMM(s.parts, s.cfg, s.files, t, s.log)
+		v, err = startVMM(s.parts, s.cfg, s.files, t, s.steps, s.log)
 		_ = t.Close() // read-only
 		if err == nil {
 			return v, origin{template: t.Key}, nil
@@ -100,7 +104,7 @@ func (s *vmStarter) identity() (template.Identity, error) {
 }
 
 func (s *vmStarter) boot(o origin) (*vmm, origin, error) {
-	v, err := startVMM(s.parts, s.cfg, s.files, nil, s.log)
+	v, err := startVMM(s.parts, s.cfg, s.files, nil, s.steps, s.log)
 	return v, o, err
 }
 
@@ -114,7 +118,7 @@ func (s *vmStarter) bootAndSave(store *template.Store, id template.Identity, o o
 		o.warning = quiet(err.Error())
 		return s.boot(o)
 	}
-	v, err := startVMM(s.parts, s.cfg, s.files, nil, s.log)
+	v, err := startVMM(s.parts, s.cfg, s.files, nil, s.steps, s.log)
 	if err == nil {
 		err = s.awaitGuest(v)
 	}

@@ -104,7 +104,7 @@ func (s *vmStarter) make(store *template.Store, id template.Identity) error {
 	if err != nil {
 		return err
 	}
-	v, err := startVMM(s.parts, s.cfg, s.files, nil, s.log)
+	v, err := startVMM(s.parts, s.cfg, s.files, nil, s.steps, s.log)
 	if err == nil {
 		defer v.kill()
 		err = s.awaitGuest(v)

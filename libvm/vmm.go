@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"boxlite/internal/guestproto"
+	"boxlite/internal/trace"
 	"boxlite/libvm/parts"
 	"boxlite/libvm/qmp"
 	"boxlite/libvm/template"
@@ -48,7 +49,7 @@ type vmmFiles struct {
 // made a copy of a template, and has no share yet. startVMM must be called
 // before the monitor leaves the host's file systems. The caller stops the VMM; a
 // failed start leaves nothing.
-func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Template, log *slog.Logger) (v *vmm, err error) {
+func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Template, steps *trace.Recorder, log *slog.Logger) (v *vmm, err error) {
 	v = &vmm{log: log}
 	var lent []*os.File // the children's ends; closed here once they run, so that their end shows
 	defer func() {
@@ -85,6 +86,7 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 		}
 		return dropPrivileges()
 	}
+	spawned := steps.Begin("start QEMU and virtiofsd")
 	if v.qemu, err = startProcess("QEMU", p.QEMU, args, confineQEMU, log, inherited...); err != nil {
 		return v, err
 	}
@@ -93,20 +95,28 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 			return v, err
 		}
 	}
+	spawned()
 	closeAll(lent)
 	lent = nil
 	go copyConsole(files.console, conns[2])
 	copied := make(chan error, 1)
 	if from != nil {
-		go func() { copied <- from.CopyMemory(v.memory) }() // while QEMU starts
+		go func() { // while QEMU starts
+			defer steps.Begin("copy the template's memory")()
+			copied <- from.CopyMemory(v.memory)
+		}()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if v.qmp, err = qmp.New(ctx, conns[1]); err != nil {
+	answered := steps.Begin("await QEMU's first word")
+	v.qmp, err = qmp.New(ctx, conns[1])
+	answered()
+	if err != nil {
 		return v, fmt.Errorf("QEMU did not come up: %w%s%s", err, v.qemu.lastWords(), v.virtiofsd.lastWords())
 	}
 	if from != nil {
 		if err = <-copied; err == nil {
+			defer steps.Begin("load the VM's state")()
 			err = v.resume(from.State)
 		}
 	}

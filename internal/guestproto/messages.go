@@ -5,6 +5,8 @@ import (
 	"math"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"boxlite/internal/trace"
 )
 
 // Version is raised with every incompatible change. Host and guest come from
@@ -36,7 +38,7 @@ type Op string
 // and of the reply; a dash is none.
 const (
 	OpHello   Op = "hello"   // HelloRequest, HelloReply
-	OpCreate  Op = "create"  // CreateRequest, -
+	OpCreate  Op = "create"  // CreateRequest, CreateReply
 	OpStart   Op = "start"   // StartRequest, -
 	OpExec    Op = "exec"    // ExecRequest, ExecReply
 	OpStdio   Op = "stdio"   // StdioRequest, -; raw bytes follow the reply
@@ -98,6 +100,14 @@ type CreateRequest struct {
 	// DeviceFilter is an eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, in
 	// the kernel's encoding, for the container's cgroup; empty for none.
 	DeviceFilter []byte `json:"deviceFilter,omitempty"`
+	// Trace asks for the steps in the reply; without it there is none.
+	Trace bool `json:"trace,omitempty"`
+}
+
+// CreateReply says how long what took.
+type CreateReply struct {
+	// Steps count from the arrival of the request.
+	Steps []trace.Span `json:"steps"`
 }
 
 // UpdateRequest changes limits of the container's cgroup. What it leaves out
