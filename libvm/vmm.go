@@ -157,8 +157,14 @@ func shareSocket() (listener, client *os.File, err error) {
 	return listener, client, nil
 }
 
-// virtiofsdArgs is the command line of either virtiofsd. design.md, section 4,
-// says why each flag of the C one is there.
+// virtiofsdArgs is the command line of either virtiofsd.
+//
+// With cache=auto the guest's kernel forgets a file's content whenever somebody
+// opens it, so that every start of a program reads it anew, and under TCG
+// translates it anew. cache=always keeps the content, and with a timeout of a
+// second is otherwise like auto: names and attributes older than that are asked
+// for again, and a file of another size or time of change is read again. The
+// Rust one has no such timeout.
 func virtiofsdArgs(dialect parts.Dialect, fd int, dir string) []string {
 	if dialect == parts.DialectRust {
 		return []string{
@@ -167,7 +173,7 @@ func virtiofsdArgs(dialect parts.Dialect, fd int, dir string) []string {
 		}
 	}
 	return []string{
-		fmt.Sprintf("--fd=%d", fd), "-o", "source=" + dir, "-o", "cache=auto", "-o", "xattr", "-o", "announce_submounts",
+		fmt.Sprintf("--fd=%d", fd), "-o", "source=" + dir, "-o", "cache=always", "-o", "timeout=1", "-o", "xattr", "-o", "announce_submounts",
 		"-o", "modcaps=+sys_admin:+mknod", "-o", "xattrmap=:map:trusted.:user.virtiofs.:", "-o", "sandbox=namespace", "-o", "log_level=err",
 	}
 }
