@@ -55,9 +55,6 @@ func (s *vmStarter) start(dir string) (*vmm, origin, error) {
 	if dir == "" {
 		return s.boot(origin{reason: "templates are switched off"})
 	}
-	if s.cfg.accel == accel.KVM {
-		return s.boot(origin{reason: errNoKVMTemplates.Error()})
-	}
 	if len(s.cfg.machine.QEMUParameters) > 0 {
 		return s.boot(origin{reason: "nobody knows whether a VM with QEMU parameters of its own can be saved"})
 	}

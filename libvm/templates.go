@@ -12,11 +12,6 @@ import (
 	"boxlite/libvm/template"
 )
 
-// Under KVM a restored VM has been seen to stand still, in the only KVM that this
-// has been tried with: one that is itself emulated. A boot takes a fraction of a
-// second there.
-var errNoKVMTemplates = errors.New("templates are not used under KVM")
-
 // templatesFor is the store for a container, or empty if its VM shall boot.
 func (r *Runtime) templatesFor(spec *specs.Spec) (dir string, err error) {
 	switch value := spec.Annotations[AnnotationTemplate]; value {
@@ -84,9 +79,6 @@ func (r *Runtime) templateStarter(shape Shape) (*vmStarter, error) {
 	acc, _, err := accel.Resolve(r.Accel)
 	if err != nil {
 		return nil, err
-	}
-	if acc == accel.KVM {
-		return nil, errNoKVMTemplates
 	}
 	return &vmStarter{
 		parts: found,

@@ -52,6 +52,7 @@ var steps = []Step{
 	{Name: "start", Script: "boxlite start c2"},
 	{Name: "state", Script: "boxlite state c2"},
 	{Name: "exec", Script: "boxlite exec c2 sh -c 'cat; uname -r; exit 7'", Stdin: "to exec\n"},
+	{Name: "clock", Script: "date +%s; boxlite exec c2 date +%s; date +%s"},
 	{Name: "traces", Script: traces},
 	{Name: "delete", Script: "boxlite delete --force c2"},
 	{Name: "create-log", Script: "cat /tmp/c2.log"},
@@ -96,7 +97,9 @@ func TestNested(t *testing.T) {
 	want(t, "log of run", ok("run-log").Stdout, `msg="decided".* accel="kvm" accelBecause="asked for"`, `msg="starting QEMU".* -accel kvm `)
 
 	ok("create")
-	want(t, "log of create", ok("create-log").Stdout, `msg="decided".* accel="kvm" accelBecause="usable"`)
+	// C1 has booted and left a template, which c2 is a copy of.
+	want(t, "log of create", ok("create-log").Stdout, `msg="decided".* accel="kvm" accelBecause="usable"`, `msg="restored from template"`)
+	wantClock(t, ok("clock"))
 	ok("start")
 	var state struct{ Status, Accel, Kernel string }
 	if err := json.Unmarshal([]byte(ok("state").Stdout), &state); err != nil {
@@ -114,6 +117,18 @@ func TestNested(t *testing.T) {
 	ok("delete")
 	if left := results["left"]; left.Stdout+left.Stderr != "" {
 		t.Errorf("left in the outer VM: %s%s", left.Stdout, left.Stderr)
+	}
+}
+
+// wantClock wants the second time, a copy's in seconds, to lie between the two of its host.
+func wantClock(t *testing.T, r Result) {
+	t.Helper()
+	var before, inside, after int64
+	if _, err := fmt.Sscan(r.Stdout, &before, &inside, &after); err != nil {
+		t.Fatalf("clock: %v in %q", err, r.Stdout)
+	}
+	if inside < before || inside > after {
+		t.Errorf("the guest's clock says %d, the host's %d before and %d after", inside, before, after)
 	}
 }
 
@@ -279,7 +294,7 @@ func writeBundle(t *testing.T, dir, id string, args ...string) {
 	script := `
 		cd "$1" && mkdir -p rootfs/bin rootfs/dev rootfs/proc rootfs/sys
 		cp "$(command -v busybox)" rootfs/bin
-		for applet in sh cat grep sleep uname; do ln -s busybox rootfs/bin/$applet; done
+		for applet in sh cat date grep sleep uname; do ln -s busybox rootfs/bin/$applet; done
 		"$2" spec`
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
