@@ -128,8 +128,12 @@ bench: all benchload ## boxlite beside runc, crun, runsc and bare QEMU, at most 
 	$(GO) run ./bench -json bench.json -plot docs/starts.svg
 
 .PHONY: bench-quick
-bench-quick: all benchload ## the same with few repetitions, about 1 minute (root)
+bench-quick: all benchload ## the same with few repetitions, about 4 minutes (root)
 	$(GO) run ./bench -quick
+
+.PHONY: bench-dind
+bench-dind: all benchload ## Docker in Docker beside dockerd in bare QEMU, and where it keeps its files, about 6 minutes (root)
+	$(GO) run ./bench -dind -json bench-dind.json
 
 .PHONY: clean
 clean: ## remove bin/; the cache of kernels stays

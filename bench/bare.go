@@ -25,14 +25,15 @@ const bareVM = "bare VM"
 // commands are the command lines that boxlite gives QEMU and virtiofsd for an ordinary container.
 type commands struct{ qemu, virtiofsd []string }
 
-// boxliteCommands reads them off a container that is made and removed for it.
-func boxliteCommands(h *host) (c commands, err error) {
-	const id = "bench-commands"
+// boxliteCommands reads them off a container that is made, with those flags, and removed for it.
+func boxliteCommands(h *host, flags ...string) (c commands, err error) {
+	id := "bench-commands" + strings.Join(flags, "")
 	bundle, err := h.bundle(id, "sleep", "3600")
 	if err != nil {
 		return c, err
 	}
 	s := h.subjects[slices.IndexFunc(h.subjects, func(s subject) bool { return s.name == cold })]
+	s.flags = append(slices.Clone(s.flags), flags...)
 	if err := s.detached("create", "--bundle", bundle, id); err != nil {
 		return c, err
 	}
@@ -92,8 +93,9 @@ type bare struct {
 	console         *console
 }
 
-// startBare runs c's processes with share as the share's directory. The VM is to be ended with stop.
-func startBare(c commands, share string) (b *bare, err error) {
+// startBare runs c's processes with share as the share's directory. What the guest writes to its console goes to watch
+// too, unless that is nil. The VM is to be ended with stop.
+func startBare(c commands, share string, watch io.Writer) (b *bare, err error) {
 	b = &bare{console: new(console)}
 	if b.dir, err = os.MkdirTemp("/run", "bare"); err != nil { // a tmpfs, as boxlite keeps memory in
 		return b, err
@@ -126,7 +128,11 @@ func startBare(c commands, share string) (b *bare, err error) {
 		conns, files = append(conns, conn), append(files, theirs)
 	}
 	b.control = conns[0]
-	go func() { _, _ = io.Copy(b.console, conns[2]) }()
+	guest := io.Writer(b.console)
+	if watch != nil {
+		guest = io.MultiWriter(b.console, watch)
+	}
+	go func() { _, _ = io.Copy(guest, conns[2]) }()
 	daemon := replace(c.virtiofsd, "--shared-dir", func(string) string { return share }) // the Rust one
 	daemon = replace(daemon, "-o", func(v string) string {                               // the C one
 		if strings.HasPrefix(v, "source=") {

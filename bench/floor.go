@@ -78,7 +78,7 @@ func savedVM(h *host) (v storedVM, err error) {
 }
 
 func bootBare(h *host) error {
-	b, err := startBare(h.commands, h.rootfs())
+	b, err := startBare(h.commands, h.rootfs(), nil)
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), floorLimit)
 		defer cancel()
@@ -90,7 +90,7 @@ func bootBare(h *host) error {
 func restoreBare(h *host, saved storedVM) (err error) {
 	c := h.commands
 	c.qemu = append(c.qemu[:len(c.qemu):len(c.qemu)], "-incoming", "defer")
-	b, err := startBare(c, h.rootfs())
+	b, err := startBare(c, h.rootfs(), nil)
 	defer func() { err = errors.Join(err, b.stop()) }()
 	if err != nil {
 		return err

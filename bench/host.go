@@ -30,6 +30,9 @@ const (
 	cold = "boxlite-cold" // by booting one
 )
 
+// withScratch is a runtime of dockerd's: boxlite with a scratch disk at /scratch.
+const withScratch = "boxlite-scratch"
+
 // host is what the containers run on: the namespaces of this process, bundles, and a dockerd.
 type host struct {
 	work     string
@@ -171,6 +174,7 @@ func (h *host) startDocker() error {
 			runtimes[s.name] = map[string]any{"path": s.bin, "runtimeArgs": s.flags}
 		}
 	}
+	runtimes[withScratch] = map[string]any{"path": h.boxlite().bin, "runtimeArgs": []string{"--scratch", "/scratch=10G"}}
 	config, err := json.Marshal(map[string]any{"runtimes": runtimes})
 	if err != nil {
 		return err

@@ -2,7 +2,7 @@
 // turns, so that what else the machine does meets all of them alike. It prints a table of medians and can write every
 // single sample as JSON. It needs root, and leaves nothing behind.
 //
-//	go run ./bench -boxlite bin/boxlite [-quick] [-json FILE]
+//	go run ./bench -boxlite bin/boxlite [-quick] [-dind] [-json FILE]
 package main
 
 import (
@@ -27,7 +27,7 @@ const insideVar = "BOXLITE_BENCH_WORK"
 
 type options struct {
 	boxlite, load, bare string
-	quick               bool
+	quick, dind         bool
 	json, plot          string
 }
 
@@ -37,6 +37,7 @@ func main() {
 	flag.StringVar(&o.load, "load", "bin/benchload", "program of bench/load")
 	flag.StringVar(&o.bare, "bare", "bin/benchload.cpio", "initramfs of that program")
 	flag.BoolVar(&o.quick, "quick", false, "few repetitions: a look, not a result")
+	flag.BoolVar(&o.dind, "dind", false, "measure Docker in Docker, and nothing else")
 	flag.StringVar(&o.json, "json", "", "write all samples to this file")
 	flag.StringVar(&o.plot, "plot", "", "draw the start times into this SVG file")
 	flag.Parse()
@@ -99,12 +100,18 @@ func inside(o options, work string) error {
 	if o.quick {
 		n = quick
 	}
-	for _, measure := range []func(*host, repetitions, *result) error{starts, floors, atOnce, idleMemory, streams, burst, growth} {
+	measures := []func(*host, repetitions, *result) error{starts, floors, atOnce, idleMemory, streams, burst, growth}
+	judge := targets
+	if o.dind {
+		measures = []func(*host, repetitions, *result) error{dind, dindFiles}
+		judge = dindTargets
+	}
+	for _, measure := range measures {
 		if err := measure(h, n, &r); err != nil {
 			return err
 		}
 	}
-	r.Targets = targets(&r)
+	r.Targets = judge(&r)
 	fmt.Printf("\n%s\nmeasured in %.0f s\n", r.table(), time.Since(began).Seconds())
 	if o.plot != "" {
 		if err := r.draw(o.plot); err != nil {
@@ -123,7 +130,7 @@ func inside(o options, work string) error {
 
 // repetitions are how often each kind is sampled, after one that does not count, and how much of what has no repetitions.
 type repetitions struct {
-	hand, docker, exec, floor, atOnce, memory, streams int
+	hand, docker, exec, floor, atOnce, memory, streams, dind, dindFiles int
 
 	many   int           // containers that start at once
 	growth []int         // numbers of containers at which the last one is looked at, ascending
@@ -131,6 +138,6 @@ type repetitions struct {
 }
 
 var (
-	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 1, many: 20, growth: []int{1, 10, 50, 100}, burst: time.Minute}
-	quick    = repetitions{hand: 3, docker: 2, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, many: 5, growth: []int{1, 5}, burst: 5 * time.Second}
+	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 1, dind: 3, dindFiles: 1, many: 20, growth: []int{1, 10, 50, 100}, burst: time.Minute}
+	quick    = repetitions{hand: 3, docker: 2, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, many: 5, growth: []int{1, 5}, burst: 5 * time.Second}
 )

@@ -101,8 +101,22 @@ func (r *result) table() string {
 			row.What, row.Runtime, row.Unit, s[0], quantile(s, 0.25), quantile(s, 0.5), quantile(s, 0.75), s[len(s)-1], len(s))
 	}
 	w.Flush()
+	if len(r.Memory) > 0 {
+		b.WriteByte('\n')
+		r.memoryTable(&b)
+	}
 	b.WriteByte('\n')
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "target\tmeasured\t\tlimit\t\t")
+	for _, t := range r.Targets {
+		fmt.Fprintf(w, "%s\t%.3g\t%s\t%.3g\t%s\t\n", t.What, t.Got, t.relation(), t.Limit, t.verdict())
+	}
+	w.Flush()
+	return b.String()
+}
+
+func (r *result) memoryTable(b *bytes.Buffer) {
+	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "MiB of an idle container\truntime\tRSS\tPSS\tn\t")
 	var runtimes []string
 	for _, m := range r.memoryMedians() {
@@ -115,14 +129,6 @@ func (r *result) table() string {
 		fmt.Fprintf(w, "sum\t%s\t\t%.1f\t\t\n", name, r.idlePSS(name))
 	}
 	w.Flush()
-	b.WriteByte('\n')
-	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "target\tmeasured\t\tlimit\t\t")
-	for _, t := range r.Targets {
-		fmt.Fprintf(w, "%s\t%.3g\t%s\t%.3g\t%s\t\n", t.What, t.Got, t.relation(), t.Limit, t.verdict())
-	}
-	w.Flush()
-	return b.String()
 }
 
 // memoryMedian is what a program of a runtime takes, by the median over containers, in MiB.

@@ -28,14 +28,17 @@ func (t target) verdict() string {
 	return "MISSED"
 }
 
+// medianOf is zero for what was not measured.
+func (r *result) medianOf(what, runtime string) float64 {
+	if x := r.row(what, runtime); x != nil {
+		return x.median()
+	}
+	return 0
+}
+
 // targets judges the medians.
 func targets(r *result) []target {
-	m := func(what, runtime string) float64 {
-		if x := r.row(what, runtime); x != nil {
-			return x.median()
-		}
-		return 0
-	}
+	m := r.medianOf
 	const run, dockerRun, dockerExec = "run true", "docker run --rm true", "docker exec true"
 	warmFloor, coldFloor := m(restoreFloor, bareVM), m(bootFloor, bareVM)
 	list := []target{
@@ -75,4 +78,19 @@ func targets(r *result) []target {
 		}
 	}
 	return list
+}
+
+// dindTargets judges those of Docker in Docker: no slower than the bare VM, but for what two rounds of the same differ by.
+func dindTargets(r *result) []target {
+	var list []target
+	for _, what := range []string{dindListen, dindRun, dindAgain} {
+		list = append(list, target{What: what + ", boxlite / bare VM", Got: r.medianOf(what, warm) / r.medianOf(what, bareVM), Limit: 1.05})
+	}
+	for _, op := range dindOperations {
+		what := dindPrefix + op.what
+		list = append(list, target{What: what + ", volume / scratch disk", Got: r.medianOf(what, onVolume) / r.medianOf(what, onScratch), Limit: 2})
+	}
+	return append(list,
+		target{What: dindListen + ", s", Got: r.medianOf(dindListen, warm), Limit: 15},
+		target{What: dindRun + ", s", Got: r.medianOf(dindRun, warm), Limit: 6})
 }
