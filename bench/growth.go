@@ -20,18 +20,36 @@ func growth(h *host, n repetitions, r *result) error {
 		if err != nil {
 			return err
 		}
-		began := time.Now()
-		if err := s.detached("create", "--bundle", bundle, id(i)); err != nil {
-			return err
+		begin := func() (took float64, err error) {
+			began := time.Now()
+			if err := s.detached("create", "--bundle", bundle, id(i)); err != nil {
+				return 0, err
+			}
+			err = s.detached("start", id(i))
+			return time.Since(began).Seconds(), err
 		}
-		if err := s.detached("start", id(i)); err != nil {
-			return err
-		}
-		took := time.Since(began).Seconds()
 		if !slices.Contains(n.growth, i) {
+			if _, err := begin(); err != nil {
+				return err
+			}
 			continue
 		}
 		what := fmt.Sprintf("with %d containers: ", i)
+		time.Sleep(settle) // those before it shall be idle
+		for range n.last - 1 {
+			took, err := begin()
+			if err != nil {
+				return err
+			}
+			r.add(what+"create and start", warm, seconds, took)
+			if err := s.detached("delete", "--force", id(i)); err != nil {
+				return err
+			}
+		}
+		took, err := begin()
+		if err != nil {
+			return err
+		}
 		r.add(what+"create and start", warm, seconds, took)
 		time.Sleep(settle)
 		pss, err := h.pss(id(i))
@@ -40,7 +58,7 @@ func growth(h *host, n repetitions, r *result) error {
 		}
 		r.add(what+"memory of the last", warm, mebibytes, pss)
 		for range n.exec {
-			began = time.Now()
+			began := time.Now()
 			if err := s.detached("exec", id(i), "true"); err != nil {
 				return err
 			}

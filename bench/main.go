@@ -132,12 +132,15 @@ func inside(o options, work string) error {
 type repetitions struct {
 	hand, docker, exec, floor, atOnce, memory, streams, dind, dindFiles int
 
+	smallFiles int // at most what a bare virtiofsd can keep open, which may have 20,000 descriptors
+
 	many   int           // containers that start at once
-	growth []int         // numbers of containers at which the last one is looked at, ascending
+	growth []int         // numbers of containers at which the last one is looked at, ascending,
+	last   int           // and how often that one is started
 	burst  time.Duration // from the end of a burst to the look at what is left of it
 }
 
 var (
-	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 1, dind: 3, dindFiles: 1, many: 20, growth: []int{1, 10, 50, 100}, burst: time.Minute}
-	quick    = repetitions{hand: 3, docker: 2, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, many: 5, growth: []int{1, 5}, burst: 5 * time.Second}
+	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 1, dind: 3, dindFiles: 1, smallFiles: 15000, many: 20, growth: []int{1, 10, 50, 100}, last: 5, burst: time.Minute}
+	quick    = repetitions{hand: 3, docker: 2, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, smallFiles: 1000, many: 5, growth: []int{1, 5}, last: 1, burst: 5 * time.Second}
 )

@@ -15,11 +15,9 @@ import (
 	"time"
 )
 
-// Shape of the data that files are measured with: one big file, and as many small ones as a bare virtiofsd can keep open
-// where it may have 20,000 descriptors.
+// Shape of the data that files are measured with: one big file, and many small ones.
 const (
 	bigMiB       = 256
-	smallFiles   = 15000
 	smallBytes   = 1000
 	filesPerDir  = 100
 	stdoutMiB    = 512
@@ -36,7 +34,7 @@ const bareLimit = 5 * time.Minute
 var units = map[string]struct{ what, unit string }{
 	"read":   {"virtio-fs: read", rate},
 	"write":  {"virtio-fs: write and fsync", rate},
-	"untar":  {"virtio-fs: unpack 15,000 files", seconds},
+	"untar":  {"virtio-fs: unpack small files", seconds},
 	"find":   {"virtio-fs: find", seconds},
 	"status": {"virtio-fs: stat all", seconds},
 	"remove": {"virtio-fs: remove all", seconds},
@@ -53,7 +51,7 @@ func streams(h *host, n repetitions, r *result) error {
 	}
 	defer server.Close()
 	address := server.Addr().String()
-	data, err := h.data()
+	data, err := h.data(n.smallFiles)
 	if err != nil {
 		return err
 	}
@@ -80,7 +78,7 @@ func streams(h *host, n repetitions, r *result) error {
 }
 
 // data makes the directory, once; load leaves it as it was.
-func (h *host) data() (string, error) {
+func (h *host) data(smallFiles int) (string, error) {
 	dir := filepath.Join(h.work, "data")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
