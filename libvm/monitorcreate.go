@@ -81,11 +81,11 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if err := m.openStdio(); err != nil {
 		return err
 	}
-	descriptors, err := m.vmm.openDescriptors()
-	if err != nil {
-		return m.bootError(err)
+	if descriptors, err := m.vmm.openDescriptors(); err == nil {
+		go m.watchFiles(descriptors)
+	} else { // up to virtiofsd's limit the container works all the same; if virtiofsd has ended, that shows below
+		m.log.Warn("the files that virtiofsd has open cannot be counted", "error", err)
 	}
-	go m.watchFiles(descriptors)
 	if err := m.enter(sync, share); err != nil {
 		return err
 	}

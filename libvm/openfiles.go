@@ -100,17 +100,13 @@ func (v *vmm) openDescriptors() (*os.File, error) {
 	pid := v.virtiofsd.pid
 	children, err := proc.ReadFile(fmt.Sprintf("%d/task/%d/children", pid, pid))
 	if err != nil {
-		return nil, fmt.Errorf("look for virtiofsd: %w", ErrVMLost) // it is a child: it can only have ended
+		return nil, err
 	}
 	worker := strconv.Itoa(pid)
 	if fields := strings.Fields(string(children)); len(fields) > 0 {
 		worker = fields[0]
 	}
-	dir, err := proc.Open(worker + "/fd")
-	if err != nil {
-		return nil, fmt.Errorf("look for virtiofsd: %w", ErrVMLost)
-	}
-	return dir, nil
+	return proc.Open(worker + "/fd")
 }
 
 // countDescriptors counts what is in a directory of descriptors. From Linux 6.2
