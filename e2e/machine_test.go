@@ -10,7 +10,7 @@ func TestSystemdAndPodman(t *testing.T) {
 	eachVM(t, func(e *env) {
 		e.patient()
 		port := e.echoServer(e.d.gateway)
-		id := e.start("--privileged", "--stop-signal", "SIGRTMIN+3", "-v", filepath.Join(workDir, "rootfs")+":/busybox:ro", e.wholeImage("machine"))
+		id := e.start("--privileged", "--stop-signal", "SIGRTMIN+3", "-v", filepath.Join(workDir, "rootfs")+":/busybox:ro", e.wholeImage("machine", ""))
 		got := e.inside(id, `
 until systemctl list-units >/dev/null 2>&1; do sleep 0.2; done
 state=$(systemctl is-system-running --wait || true)

@@ -6,7 +6,7 @@ import "testing"
 func TestNetworkTools(t *testing.T) {
 	eachVM(t, func(e *env) {
 		e.patient()
-		got := e.report("--cap-add", "NET_ADMIN", "--device", "/dev/net/tun", "--entrypoint", "bash", e.wholeImage("dind"), "-c", `
+		got := e.report("--cap-add", "NET_ADMIN", "--device", "/dev/net/tun", "--entrypoint", "bash", e.wholeImage("dind", ""), "-c", `
 ok() { echo "$1=ok"; }
 for kind in legacy nft; do
 	for family in iptables ip6tables; do
