@@ -95,14 +95,18 @@ func (c *vmConfig) memory() string {
 	return size
 }
 
-// ports is the control port and, beside it, the console.
+// ports is the control port and, beside it, the console. There can be no more:
+// each port has two queues with an eventfd that QEMU's main loop polls at every
+// event, used or not, and by default there are 31.
 func (c *vmConfig) ports() []string {
-	return append(virtio("serial", "id=serial"),
+	return append(virtio("serial", "id=serial,max_ports="+strconv.Itoa(serialPorts)),
 		socketChardev("control", controlFD),
 		"-device", "virtserialport,bus=serial.0,id="+controlID+",chardev=control,name="+guestproto.ControlPort,
 		socketChardev("console", consoleFD),
 		"-device", "virtconsole,bus=serial.0,chardev=console")
 }
+
+const serialPorts = 2
 
 // controlID is the control port's name in events.
 const controlID = "control"
