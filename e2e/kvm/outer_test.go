@@ -52,8 +52,9 @@ func (o *outer) bundle(name string, args ...string) {
 	writeBundle(o.t, filepath.Join(o.work, name), name, args...)
 }
 
-// run boots the VM, has it run the steps and returns their results by name when it is off.
-func (o *outer) run(steps []Step) map[string]Result {
+// run boots the VM, has it run the steps and returns their results by name when it is off, and the step that has stalled, if
+// one has.
+func (o *outer) run(steps []Step) (results map[string]Result, stalled string) {
 	t := o.t
 	t.Helper()
 	kernel := o.build()
@@ -185,7 +186,7 @@ func (o *outer) qemu(path string, args []string) {
 	}
 }
 
-func (o *outer) results(steps []Step) map[string]Result {
+func (o *outer) results(steps []Step) (byName map[string]Result, stalled string) {
 	o.t.Helper()
 	text, err := os.ReadFile(filepath.Join(o.work, ResultsFile))
 	if err != nil {
@@ -195,12 +196,15 @@ func (o *outer) results(steps []Step) map[string]Result {
 	if err := json.Unmarshal(text, &list); err != nil {
 		o.t.Fatal(err)
 	}
-	if len(list) != len(steps) {
-		o.t.Errorf("%d of %d steps have run", len(list), len(steps))
-	}
-	byName := map[string]Result{}
+	byName = map[string]Result{}
 	for _, r := range list {
 		byName[r.Name] = r
+		if r.Stalled() {
+			stalled = r.Name
+		}
 	}
-	return byName
+	if stalled == "" && len(list) != len(steps) {
+		o.t.Errorf("%d of %d steps have run", len(list), len(steps))
+	}
+	return byName, stalled
 }

@@ -37,5 +37,9 @@ type Result struct {
 	Took   time.Duration
 }
 
-// StepLimit is how long a step may take before init kills its shell.
-const StepLimit = time.Minute
+// StepLimit is how long a step may take before init kills its shell: longer than boxlite waits for a guest under KVM, whose
+// error then shows.
+const StepLimit = 25 * time.Second
+
+// Stalled says that a step took longer than any that goes on. The steps after it are not run.
+func (r Result) Stalled() bool { return r.Took > 15*time.Second }

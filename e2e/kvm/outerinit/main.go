@@ -133,6 +133,9 @@ func runSteps() error {
 		if err := os.WriteFile(filepath.Join("/", kvm.WorkTag, kvm.ResultsFile), text, 0o644); err != nil {
 			return err
 		}
+		if r.Stalled() {
+			return nil
+		}
 	}
 	return nil
 }
