@@ -116,7 +116,7 @@ func TestNested(t *testing.T) {
 }
 
 // outers is how many outer VMs are tried until in one no inner VM stalls. Emulated SVM loses interrupts at times (QEMU 7.2),
-// above all where other programs want the processors: of 25 on a quiet machine one did, beside two busy loops most do.
+// seldom on a quiet machine, mostly where other programs want the processors; why is not known.
 // Then inner VMs stand still for half a minute and longer, in whatever they do. A boxlite that hangs does so each time.
 const outers = 5
 
