@@ -45,6 +45,7 @@ func createContainer(c *cli.Context, stdio libvm.Stdio, consoleSocket string) (*
 	if err != nil {
 		return nil, err
 	}
+	traceOf(c).process += " " + id
 	opts, err := createOptions(c, stdio, consoleSocket)
 	if err != nil {
 		return nil, about(c, id, err)

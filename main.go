@@ -212,7 +212,7 @@ func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 		TemplateDir:   templates,
 		Debug:         c.Bool("debug"),
 		SelfArgs:      selfArgs(c, root),
-		Trace:         c.App.Metadata["trace"].(*traceOutput).recorder,
+		Trace:         traceOf(c).recorder,
 		Log:           logs.logger,
 	}, nil
 }
@@ -273,6 +273,7 @@ func loadContainer(c *cli.Context) (*libvm.Container, error) {
 	if err != nil {
 		return nil, err
 	}
+	traceOf(c).process += " " + id
 	ctr, err := rt.Load(id)
 	return ctr, about(c, id, err)
 }

@@ -61,7 +61,7 @@ func runForeground(c *cli.Context, stdio libvm.Stdio) error {
 	if err := startOrDelete(c, ctr); err != nil {
 		return err
 	}
-	steps := c.App.Metadata["trace"].(*traceOutput).recorder
+	steps := traceOf(c).recorder
 	ended := steps.Begin("run: until the container has ended")
 	status, err := fg.Wait()
 	ended()

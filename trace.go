@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -14,7 +13,7 @@ import (
 // traceOutput is where --trace writes, if it is given.
 type traceOutput struct {
 	path     string
-	process  string // the command line without the global flags
+	process  string // the command, and the container it is about once that is known
 	recorder *trace.Recorder
 	end      func() // of the span of the whole command
 }
@@ -27,11 +26,14 @@ func (t *traceOutput) open(c *cli.Context) (err error) {
 	if t.path, err = filepath.Abs(path); err != nil {
 		return err
 	}
-	t.process = strings.Join(c.Args().Slice(), " ")
+	t.process = c.Args().First() // not its arguments, which may hold secrets
 	t.recorder = trace.New(time.Unix(0, 0))
-	t.end = t.recorder.Begin(c.Args().First())
+	t.end = t.recorder.Begin(t.process)
 	return nil
 }
+
+// traceOf is the trace of the program's command.
+func traceOf(c *cli.Context) *traceOutput { return c.App.Metadata["trace"].(*traceOutput) }
 
 // close writes what was recorded, also of a command that has failed.
 func (t *traceOutput) close() error {

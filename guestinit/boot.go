@@ -111,7 +111,8 @@ func adoptConsole() {
 
 func setKernelParameters() error {
 	for _, p := range kernelParameters {
-		if err := writeFile(p.path, p.value); err != nil {
+		err := writeFile(p.path, p.value)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // config.json may name a kernel that has fewer
 			return err
 		}
 	}

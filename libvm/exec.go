@@ -81,6 +81,7 @@ func (c *Container) Exec(opts ExecOptions) (ExitStatus, error) {
 // ExecDetached is Exec with a process of its own standing for the guest's. It
 // returns when the guest has executed the process.
 func (c *Container) ExecDetached(opts ExecOptions) error {
+	defer c.rt.Trace.Begin("exec: start the process that stands for it")()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return partError("socketpair", err)

@@ -83,8 +83,9 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	}
 	if descriptors, err := m.vmm.openDescriptors(); err == nil {
 		go m.watchFiles(descriptors)
-	} else { // up to virtiofsd's limit the container works all the same; if virtiofsd has ended, that shows below
-		m.log.Warn("the files that virtiofsd has open cannot be counted", "error", err)
+	} else { // if virtiofsd has ended, that shows below
+		m.log.Warn("virtiofsd's open files cannot be counted: a container that uses very many may get \"too many open files\" (raise boxlite's limit, ulimit -n)",
+			"error", quiet(err.Error()))
 	}
 	if err := m.enter(sync, share); err != nil {
 		return err
@@ -149,7 +150,7 @@ func (m *monitor) enter(sync *net.UnixConn, share string) error {
 }
 
 // prepareProcess gives the monitor, and so its children, what config.json asks
-// of the container's processes on the host.
+// of the container's processes on the host, and takes huge pages away.
 func (m *monitor) prepareProcess() error {
 	if adj := m.cfg.OOMScoreAdj; adj != nil {
 		err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*adj)), 0)
@@ -163,7 +164,7 @@ func (m *monitor) prepareProcess() error {
 		// QEMU asks for huge pages for its translations and some of its tables, and fills few of them: 3 MiB of
 		// a VM for nothing. Children inherit this (prctl(2)).
 		if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
-			return partError("switch huge pages off", err)
+			m.log.Debug("huge pages stay on", "error", err)
 		}
 	}
 	if err := m.shareHostname(); err != nil {

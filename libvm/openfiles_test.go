@@ -1,6 +1,7 @@
 package libvm
 
 import (
+	"os"
 	"testing"
 	"time"
 )
@@ -18,5 +19,33 @@ func TestUntilNextLook(t *testing.T) {
 		if got := untilNextLook(c.open, c.limit); got != c.want {
 			t.Errorf("untilNextLook(%d, %d) = %v, want %v", c.open, c.limit, got, c.want)
 		}
+	}
+}
+
+func TestCountDescriptors(t *testing.T) {
+	dir, err := os.Open("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	count := func() int {
+		t.Helper()
+		n, err := countDescriptors(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := count()
+	const more = 50
+	for range more {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+	}
+	if after := count(); after != before+more {
+		t.Errorf("%d descriptors, with %d more %d", before, more, after)
 	}
 }
