@@ -14,9 +14,10 @@ import (
 
 const (
 	cgroupRoot = "/sys/fs/cgroup"
-	// containersCgroup is the parent of the containers' cgroups. guestinit
+	// containersCgroup is the parent of the container's cgroup. guestinit
 	// itself stays in the root, so that no container's limit holds it back.
 	containersCgroup = cgroupRoot + "/containers"
+	containerCgroup  = containersCgroup + "/container"
 )
 
 // reservedTasks is how many tasks of those that the kernel can have at once a
@@ -24,7 +25,7 @@ const (
 // while a fork bomb has all it can get.
 const reservedTasks = 256
 
-// setupCgroups makes the containers' cgroup, with every controller.
+// setupCgroups makes the parent of the container's cgroup, with every controller.
 func setupCgroups() error {
 	if err := enableControllers(cgroupRoot); err != nil {
 		return err
@@ -67,13 +68,12 @@ type cgroup struct {
 	fd  int
 }
 
-// newCgroup makes the cgroup of the container called id.
-func newCgroup(id string) (*cgroup, error) {
-	dir := filepath.Join(containersCgroup, filepath.Join("/", id))
-	if err := os.Mkdir(dir, 0o755); err != nil {
+// newCgroup makes the container's cgroup.
+func newCgroup() (*cgroup, error) {
+	if err := os.Mkdir(containerCgroup, 0o755); err != nil {
 		return nil, err
 	}
-	return openCgroup(dir)
+	return openCgroup(containerCgroup)
 }
 
 func openCgroup(dir string) (*cgroup, error) {

@@ -23,6 +23,7 @@ type container struct {
 	ids      idMaps
 	filter   *seccomp.Filter // nil for none
 	cgroup   *cgroup
+	devices  *deviceFilter // nil for none
 	children *reaper
 	init     *process
 	// procs counts the proc mounts that have been made.
@@ -40,33 +41,35 @@ type container struct {
 	initStatus guestproto.WaitReply
 }
 
-// createContainer builds the container up to the point before its execve.
-func createContainer(children *reaper, req *guestproto.CreateRequest, steps *trace.Recorder) (_ *container, err error) {
-	c := &container{id: req.ID, spec: req.Spec, children: children, steps: steps, execs: map[string]*process{}}
-	if err := c.checkSpec(); err != nil {
-		return nil, err
-	}
-	if err := c.step("mount the share", mountShare); err != nil {
-		return nil, err
+// createContainer builds the container up to the point before its execve. It owns
+// the groundwork.
+func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (_ *container, err error) {
+	c := &container{
+		id: req.ID, spec: req.Spec, children: children, steps: steps, execs: map[string]*process{},
+		cgroup: ground.cgroup, devices: ground.filter, init: ground.init,
 	}
 	defer func() {
 		if err != nil {
 			c.abandon()
 		}
 	}()
+	if err := c.checkSpec(); err != nil {
+		return nil, err
+	}
+	if err := c.step("mount the share", mountShare); err != nil {
+		return nil, err
+	}
 	if s := c.spec.Linux.Seccomp; s != nil {
 		if c.filter, err = seccomp.Compile(s); err != nil {
 			return nil, fmt.Errorf("seccomp: %w", err)
 		}
 	}
-	if err := c.step("make the cgroup", c.makeCgroup); err != nil {
+	if err := c.step("set up the cgroup", c.setupCgroup); err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
-	if len(req.DeviceFilter) > 0 {
-		filter := func() error { return attachDeviceFilter(c.cgroup.fd, req.DeviceFilter) }
-		if err := c.step("attach the device filter", filter); err != nil {
-			return nil, err
-		}
+	filterDevices := func() error { return c.filterDevices(req.DeviceFilter) }
+	if err := c.step("attach the device filter", filterDevices); err != nil {
+		return nil, err
 	}
 	if err := onThread(c.build); err != nil {
 		return nil, err
@@ -104,12 +107,9 @@ func (c *container) has(namespace specs.LinuxNamespaceType) bool {
 	return slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == namespace })
 }
 
-func (c *container) makeCgroup() (err error) {
+func (c *container) setupCgroup() error {
 	settings, err := cgroupSettings(c.spec.Linux.Resources)
 	if err != nil {
-		return err
-	}
-	if c.cgroup, err = newCgroup(c.id); err != nil {
 		return err
 	}
 	if err := c.cgroup.apply(settings); err != nil {
@@ -123,24 +123,27 @@ func (c *container) abandon() {
 	if c.init != nil {
 		c.init.kill()
 	}
-	if c.cgroup != nil {
-		_ = c.cgroup.kill()
-		_ = c.cgroup.remove()
-		c.cgroup.close()
-	}
+	_ = c.cgroup.kill()
+	_ = c.cgroup.remove()
+	c.cgroup.close()
 	_ = unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH)
 }
 
 // build makes the container init and everything around it. It runs on a thread
-// of its own, which first has the guest's files in sight and then follows the
-// init into its namespaces; only what must be done by the init itself is done
-// in its script.
+// of its own, which first has the guest's files in sight, for the sources of the
+// mounts, and then follows the init into its namespaces; only what must be done
+// by the init itself is done in its script.
 func (c *container) build() error {
 	rootfs, err := openTree(c.spec.Root.Path, true)
 	if err != nil {
 		return fmt.Errorf("rootfs: %w", err)
 	}
 	defer unix.Close(rootfs)
+	mounts, err := c.planMounts()
+	if err != nil {
+		return err
+	}
+	defer closeMounts(mounts)
 	if err := c.step("fork the init", c.forkInit); err != nil {
 		return err
 	}
@@ -153,7 +156,7 @@ func (c *container) build() error {
 	if err := setSysctls(c.spec.Linux.Sysctl); err != nil {
 		return err
 	}
-	if err := c.buildRootfs(rootfs); err != nil {
+	if err := c.buildRootfs(rootfs, mounts); err != nil {
 		return err
 	}
 	if c.spec.Process == nil {
@@ -170,14 +173,11 @@ func (c *container) build() error {
 
 // buildRootfs makes the container's mounts and leaves the calling thread in its
 // root.
-func (c *container) buildRootfs(rootfs int) error {
-	prepared := c.steps.Begin("prepare the mounts")
-	mounts, err := c.prepareMounts()
-	prepared()
-	if err != nil {
+func (c *container) buildRootfs(rootfs int, mounts []*preparedMount) error {
+	prepare := func() error { return c.prepareMounts(mounts) }
+	if err := c.step("prepare the mounts", prepare); err != nil {
 		return err
 	}
-	defer closeMounts(mounts)
 	if err := c.step("enter the rootfs", func() error { return enterRootfs(rootfs) }); err != nil {
 		return fmt.Errorf("rootfs: %w", err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"runtime"
 	"unsafe"
@@ -24,29 +25,63 @@ type progAttach struct {
 	flags  uint32
 }
 
-// attachDeviceFilter has the kernel ask program, which the host has compiled,
-// about each device that a process of the cgroup opens or makes a node of.
-func attachDeviceFilter(cgroup int, program []byte) error {
+// A deviceFilter is a program that the kernel asks about each device that a
+// process of a cgroup opens or makes a node of.
+type deviceFilter struct {
+	program []byte
+	fd      int
+}
+
+// attachDeviceFilter puts program, which the host has compiled, before a cgroup's
+// devices.
+func attachDeviceFilter(cgroup int, program []byte) (*deviceFilter, error) {
 	const instructionBytes = 8
 	license := []byte("Apache-2.0\x00")
 	load := progLoad{
 		progType:     unix.BPF_PROG_TYPE_CGROUP_DEVICE,
 		instructions: uint32(len(program) / instructionBytes),
-		program:      uint64(uintptr(unsafe.Pointer(&program[0]))),
+		program:      uint64(uintptr(unsafe.Pointer(unsafe.SliceData(program)))),
 		license:      uint64(uintptr(unsafe.Pointer(&license[0]))),
 	}
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
 	runtime.KeepAlive(program)
 	runtime.KeepAlive(license)
 	if err != nil {
-		return fmt.Errorf("load device filter: %w", err)
+		return nil, fmt.Errorf("load device filter: %w", err)
 	}
-	defer unix.Close(fd)
 	attach := progAttach{target: uint32(cgroup), prog: uint32(fd), kind: unix.BPF_CGROUP_DEVICE, flags: unix.BPF_F_ALLOW_MULTI}
 	if _, err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attach), unsafe.Sizeof(attach)); err != nil {
-		return fmt.Errorf("attach device filter: %w", err)
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("attach device filter: %w", err)
 	}
-	return nil
+	return &deviceFilter{program: program, fd: fd}, nil
+}
+
+// detach takes the filter away from the cgroup again.
+func (f *deviceFilter) detach(cgroup int) error {
+	detach := progAttach{target: uint32(cgroup), prog: uint32(f.fd), kind: unix.BPF_CGROUP_DEVICE}
+	if _, err := bpf(unix.BPF_PROG_DETACH, unsafe.Pointer(&detach), unsafe.Sizeof(detach)); err != nil {
+		return fmt.Errorf("detach device filter: %w", err)
+	}
+	return unix.Close(f.fd)
+}
+
+// filterDevices gives the container's cgroup its filter, an empty one for none, in
+// place of that of the groundwork.
+func (c *container) filterDevices(program []byte) (err error) {
+	if c.devices != nil {
+		if bytes.Equal(program, c.devices.program) {
+			return nil
+		}
+		if err := c.devices.detach(c.cgroup.fd); err != nil {
+			return err
+		}
+		c.devices = nil
+	}
+	if len(program) > 0 {
+		c.devices, err = attachDeviceFilter(c.cgroup.fd, program)
+	}
+	return err
 }
 
 // bpf repeats a call that a signal has interrupted: the verifier gives up with

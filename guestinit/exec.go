@@ -114,7 +114,10 @@ func (c *container) forkExec(p *process, spec *specs.Process, group *cgroup, joi
 func (c *container) openExecStdio(p *process, spec *specs.Process) error {
 	uid, gid := c.ids.uid(spec.User.UID), c.ids.gid(spec.User.GID)
 	if !spec.Terminal {
-		return p.stdio.openPipes(uid, gid)
+		if err := p.stdio.openPipes(); err != nil {
+			return err
+		}
+		return p.stdio.chownPipes(uid, gid)
 	}
 	master, slave, err := openTerminal(uid, spec.ConsoleSize)
 	if err != nil {

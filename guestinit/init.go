@@ -15,39 +15,35 @@ import (
 // of its own all the same. The network is the VM's.
 const initNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
-// forkInit forks the container init into its namespaces and the container's
-// cgroup, where it waits. It belongs to the calling thread, whose time
-// namespace the init is born into.
+// forkInit gives the container its init, which waits in its namespaces and in the
+// container's cgroup: the one that was forked ahead, if it will do. It belongs to
+// the calling thread, whose time namespace the init is born into.
 func (c *container) forkInit() (err error) {
 	var process specs.Process
 	if c.spec.Process != nil {
 		process = *c.spec.Process
 	}
-	if c.init, err = newProcess(guestproto.Init, scriptSize(process.Args, process.Env)); err != nil {
-		return err
+	memory, procs := scriptSize(process.Args, process.Env), procMounts(c.spec.Mounts)
+	ownUsers, ownTime := c.has(specs.UserNamespace), c.has(specs.TimeNamespace)
+	if c.init != nil && (ownUsers || ownTime || memory > aheadMemory || procs > aheadProcs) {
+		c.init.kill()
+		c.init = nil
 	}
-	if c.spec.Process != nil && !process.Terminal {
-		if err := c.init.stdio.openPipes(c.ids.uid(process.User.UID), c.ids.gid(process.User.GID)); err != nil {
+	if c.init == nil {
+		if ownTime {
+			if err := newTimeNamespace(c.spec.Linux.TimeOffsets); err != nil {
+				return err
+			}
+		}
+		flags := uint64(initNamespaces)
+		if ownUsers {
+			flags |= unix.CLONE_NEWUSER
+		}
+		if c.init, err = forkWaiting(c.children, c.cgroup, flags, memory, procs); err != nil {
 			return err
 		}
 	}
-	flags := uint64(initNamespaces)
-	if c.has(specs.UserNamespace) {
-		flags |= unix.CLONE_NEWUSER
-	}
-	if c.has(specs.TimeNamespace) {
-		if err := newTimeNamespace(c.spec.Linux.TimeOffsets); err != nil {
-			return err
-		}
-	}
-	c.init.script.settle(c.init.stdio, flags&unix.CLONE_NEWUSER != 0)
-	c.init.script.openProcs(c.spec.Mounts)
-	c.init.script.report()
-	c.init.script.await()
-	if err := c.init.fork(c.children, flags, c.cgroup.fd); err != nil {
-		return err
-	}
-	if flags&unix.CLONE_NEWUSER != 0 {
+	if ownUsers {
 		if err := c.ids.write(c.init.pid); err != nil {
 			return err
 		}
@@ -58,7 +54,39 @@ func (c *container) forkInit() (err error) {
 	if err := setOOMScore(c.init.pid, process.OOMScoreAdj); err != nil {
 		return err
 	}
-	return c.init.awaitReport()
+	if err := c.init.awaitReport(); err != nil {
+		return err
+	}
+	return c.init.stdio.chownPipes(c.ids.uid(process.User.UID), c.ids.gid(process.User.GID))
+}
+
+// What an init that is forked ahead has room for: a long command line, and as
+// many procs as nearly every spec mounts.
+const (
+	aheadMemory = 1 << 20
+	aheadProcs  = 1
+)
+
+// forkWaiting forks a container init into new namespaces and the cgroup, where it
+// reports and waits for the rest of its script; in a new user namespace it waits
+// for the mappings first. Memory and procs are what its script must have room for.
+func forkWaiting(children *reaper, group *cgroup, flags uint64, memory, procs int) (p *process, err error) {
+	if p, err = newProcess(guestproto.Init, memory); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			p.kill()
+		}
+	}()
+	if err := p.stdio.openPipes(); err != nil {
+		return nil, err
+	}
+	p.script.settle(p.stdio, flags&unix.CLONE_NEWUSER != 0)
+	p.script.openProcs(procs)
+	p.script.report()
+	p.script.await()
+	return p, p.fork(children, flags, group.fd)
 }
 
 // setOOMScore gives a process its score; it is born with guestinit's own.
@@ -85,14 +113,22 @@ func (s *script) settle(std *stdio, userNamespace bool) {
 	s.must("make a session", unix.SYS_SETSID)
 }
 
-// openProcs appends the first step to each proc of the spec, which binds it to
-// the caller's pid namespace. newFileSystem takes the file descriptors over.
-func (s *script) openProcs(mounts []specs.Mount) {
+// openProcs appends the first step to each proc that shall be mounted, which binds
+// it to the caller's pid namespace. newFileSystem takes the file descriptors over.
+func (s *script) openProcs(count int) {
+	for range count {
+		s.keep("open proc", unix.SYS_FSOPEN, s.cstring("proc"), unix.FSOPEN_CLOEXEC)
+	}
+}
+
+// procMounts counts the procs among mounts.
+func procMounts(mounts []specs.Mount) (count int) {
 	for _, m := range mounts {
 		if m.Type == "proc" {
-			s.keep("open proc", unix.SYS_FSOPEN, s.cstring("proc"), unix.FSOPEN_CLOEXEC)
+			count++
 		}
 	}
+	return count
 }
 
 // protect keeps the other processes of the container from tracing this one
@@ -102,13 +138,10 @@ func (s *script) protect() {
 }
 
 // takeStdio appends the steps that make the standard streams descriptors 0 to 2
-// and close all others except the script's own. Without streams (yet), 0 to 2
-// are guestinit's.
+// and close all others except the script's own.
 func (s *script) takeStdio(std *stdio) {
-	if std.child[0] != nil {
-		for i, fd := range std.childFds() {
-			s.must("set up standard streams", unix.SYS_DUP3, fd, uintptr(i), 0)
-		}
+	for i, fd := range std.childFds() {
+		s.must("set up standard streams", unix.SYS_DUP3, fd, uintptr(i), 0)
 	}
 	sock := uintptr(s.sock)
 	if sock > 3 {
@@ -131,9 +164,9 @@ func newTimeNamespace(offsets map[string]specs.LinuxTimeOffset) error {
 	return nil
 }
 
-// openInitStdio gives a container init with a terminal its pty, now that the
-// container's devpts is there. The script was forked without it, so the init
-// opens it by its path.
+// openInitStdio gives a container init with a terminal its pty in place of the
+// pipes, now that the container's devpts is there. The init was forked without it,
+// so it opens it by its path.
 func (c *container) openInitStdio() error {
 	p := c.spec.Process
 	if p == nil || !p.Terminal {
@@ -143,12 +176,13 @@ func (c *container) openInitStdio() error {
 	if err != nil {
 		return err
 	}
+	c.init.stdio.close()
 	c.init.stdio.setTerminal(master, slave)
 	if err := bindConsole(slave); err != nil {
 		return err
 	}
 	s := c.init.script
-	s.try("close guestinit's console", unix.SYS_CLOSE, 0)
+	s.must("close the pipe", unix.SYS_CLOSE, 0)
 	s.must("open "+slave.Name(), unix.SYS_OPENAT, 0, s.cstring(slave.Name()), unix.O_RDWR|unix.O_NOCTTY, 0)
 	s.must("set up standard streams", unix.SYS_DUP3, 0, 1, 0)
 	s.must("set up standard streams", unix.SYS_DUP3, 0, 2, 0)

@@ -14,6 +14,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+
+	"boxlite/internal/guestproto"
 )
 
 // The main goroutine stays on the main thread, so that the threads which
@@ -30,12 +32,21 @@ func main() {
 	// start on few processors, that makes all of them a fifth slower.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(400) // the heap is a few MiB; under TCG a collection costs milliseconds
+	filter, err := os.ReadFile(guestproto.DeviceFilterFile)
+	check("read the device filter", err)
 	check("switch to a root of our own", switchRoot())
 	check("mount", mountSystem())
 	adoptConsole()
 	check("set kernel parameters", setKernelParameters())
 	check("set resource limits", setResourceLimits())
-	prepared := later(setupCgroups, loopbackUp, makeLoopNodes)
+	children := newReaper()
+	go children.run()
+	var ground *groundwork
+	prepareGround := func() (err error) {
+		ground, err = layGroundwork(children, filter)
+		return err
+	}
+	prepared := later(setupCgroups, prepareGround, loopbackUp, makeLoopNodes)
 	device, err := findControlPort()
 	check("find control port", err)
 	check("prepare for a container", prepared())
@@ -43,9 +54,7 @@ func main() {
 	// template or to be spoken to.
 	port, err := openControlPort(device)
 	check("open control port", err)
-	children := newReaper()
-	go children.run()
-	check("serve", newServer(children).serve(port))
+	check("serve", newServer(children, ground).serve(port))
 }
 
 // check ends the guest on a failed boot step: the kernel panics when PID 1

@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A preparedMount is one mount of the spec that exists but is nowhere yet. All
-// are prepared while the guest's own files are in sight, for the sources, and
-// because the kernel lets a user namespace have a proc or sysfs only where one
-// is visible already. They are attached when the container's root is the root,
-// so that no path in the container can lead out of it.
+// A preparedMount is one mount of the spec that exists but is nowhere yet. Copies
+// of mounts are prepared while the guest's own files are in sight, for the sources,
+// and new file systems in the container's namespaces but before its root, because
+// the kernel lets a user namespace have a proc or sysfs only where one is visible
+// already. They are attached when the container's root is the root, so that no
+// path in the container can lead out of it.
 type preparedMount struct {
 	spec specs.Mount
 	plan mountPlan
@@ -28,48 +29,56 @@ type preparedMount struct {
 	fillFirst bool
 }
 
-// prepareMounts prepares the spec's mounts in order.
-func (c *container) prepareMounts() (mounts []*preparedMount, err error) {
-	defer func() {
+// planMounts begins the spec's mounts, in order: those that are copies of others
+// are made, from what the calling thread sees. The caller closes them.
+func (c *container) planMounts() (mounts []*preparedMount, err error) {
+	for _, m := range c.spec.Mounts {
+		p := &preparedMount{spec: m, fd: -1}
+		mounts = append(mounts, p)
+		if p.plan, err = planMount(m.Options); err == nil && p.isCopy() {
+			err = p.cloneSource()
+		}
 		if err != nil {
 			closeMounts(mounts)
+			return nil, mountError(m, err)
 		}
-	}()
-	for _, m := range c.spec.Mounts {
-		prepared, err := c.prepareMount(m)
-		if err != nil {
-			return mounts, fmt.Errorf("mount %s:%s, type %q, options %q: %w", m.Source, m.Destination, m.Type, strings.Join(m.Options, ","), err)
-		}
-		mounts = append(mounts, prepared)
 	}
 	return mounts, nil
 }
 
+// prepareMounts makes the others, in the calling thread's namespaces, which are
+// the container's.
+func (c *container) prepareMounts(mounts []*preparedMount) error {
+	for _, p := range mounts {
+		var err error
+		if !p.isCopy() {
+			err = c.newFileSystem(p)
+		}
+		if err == nil {
+			err = c.setAttributes(p)
+		}
+		if err != nil {
+			return mountError(p.spec, err)
+		}
+	}
+	return nil
+}
+
+func mountError(m specs.Mount, err error) error {
+	return fmt.Errorf("mount %s:%s, type %q, options %q: %w", m.Source, m.Destination, m.Type, strings.Join(m.Options, ","), err)
+}
+
 func closeMounts(mounts []*preparedMount) {
 	for _, m := range mounts {
-		_ = unix.Close(m.fd)
+		if m.fd >= 0 {
+			_ = unix.Close(m.fd)
+		}
 	}
 }
 
-func (c *container) prepareMount(m specs.Mount) (*preparedMount, error) {
-	plan, err := planMount(m.Options)
-	if err != nil {
-		return nil, err
-	}
-	p := &preparedMount{spec: m, plan: plan, fd: -1}
-	if plan.bind == 0 && plan.idmap == 0 && m.Type != "bind" {
-		err = c.newFileSystem(p)
-	} else {
-		err = p.cloneSource()
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := c.setAttributes(p); err != nil {
-		_ = unix.Close(p.fd)
-		return nil, err
-	}
-	return p, nil
+// isCopy says that the mount is a copy of another, and no file system of its own.
+func (p *preparedMount) isCopy() bool {
+	return p.plan.bind != 0 || p.plan.idmap != 0 || p.spec.Type == "bind"
 }
 
 // cloneSource makes p a copy of the mount tree at its source.
@@ -196,8 +205,7 @@ func (ids idMaps) ownerParameters(fstype string, parameters []mountParameter) []
 // setAttributes applies the attributes that a new file system did not get at
 // birth, the recursive ones, and an id mapping.
 func (c *container) setAttributes(p *preparedMount) error {
-	bound := p.plan.bind|p.plan.idmap != 0 || p.spec.Type == "bind"
-	if bound && p.plan.attrs != (unix.MountAttr{}) {
+	if p.isCopy() && p.plan.attrs != (unix.MountAttr{}) {
 		if err := unix.MountSetattr(p.fd, "", unix.AT_EMPTY_PATH, &p.plan.attrs); err != nil {
 			return fmt.Errorf("set attributes: %w", err)
 		}

@@ -22,11 +22,12 @@ type server struct {
 	dns      *dnsRelay
 
 	mu        sync.Mutex
-	container *container // nil before create
+	ground    *groundwork // nil once a create has had it
+	container *container  // nil before create
 }
 
-func newServer(children *reaper) *server {
-	return &server{children: children, network: &networkState{}, dns: &dnsRelay{}}
+func newServer(children *reaper, ground *groundwork) *server {
+	return &server{children: children, ground: ground, network: &networkState{}, dns: &dnsRelay{}}
 }
 
 // handler carries out one kind of request. The reply may be nil.
@@ -161,14 +162,15 @@ func (s *server) process(id string) (*container, *process, error) {
 func (s *server) create(req *guestproto.CreateRequest) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.container != nil {
-		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "the VM has a container already")
-	}
 	var steps *trace.Recorder
 	if req.Trace {
 		steps = trace.New(time.Now())
 	}
-	c, err := createContainer(s.children, req, steps)
+	ground := s.ground
+	if s.ground = nil; ground == nil {
+		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "the VM has a container already, or has failed to make one")
+	}
+	c, err := createContainer(s.children, ground, req, steps)
 	if err != nil {
 		return nil, err
 	}

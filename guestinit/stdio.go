@@ -40,9 +40,8 @@ func newStdio() *stdio {
 	return &stdio{ends: map[guestproto.Stream]*os.File{}, ended: make(chan struct{})}
 }
 
-// openPipes gives a process without a terminal its three pipes. They belong to
-// the process's user, who may then open /dev/stdout anew.
-func (s *stdio) openPipes(uid, gid int) error {
+// openPipes gives a process without a terminal its three pipes.
+func (s *stdio) openPipes() error {
 	for i, name := range []guestproto.Stream{guestproto.Stdin, guestproto.Stdout, guestproto.Stderr} {
 		var fds [2]int
 		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -52,9 +51,6 @@ func (s *stdio) openPipes(uid, gid int) error {
 		if name == guestproto.Stdin {
 			ours, theirs = theirs, ours
 		}
-		if err := unix.Fchown(theirs, uid, gid); err != nil {
-			return fmt.Errorf("give pipe for %s to user %d: %w", name, uid, err)
-		}
 		// The default size will do where the limit of all pipes is reached.
 		_, _ = unix.FcntlInt(uintptr(ours), unix.F_SETPIPE_SZ, pipeSize)
 		s.child[i] = os.NewFile(uintptr(theirs), string(name))
@@ -62,6 +58,20 @@ func (s *stdio) openPipes(uid, gid int) error {
 			return err
 		}
 		s.ends[name] = os.NewFile(uintptr(ours), string(name))
+	}
+	return nil
+}
+
+// chownPipes makes the pipes those of the process's user, who may then open
+// /dev/stdout anew.
+func (s *stdio) chownPipes(uid, gid int) error {
+	if uid == 0 && gid == 0 {
+		return nil
+	}
+	for _, theirs := range s.child {
+		if err := theirs.Chown(uid, gid); err != nil {
+			return fmt.Errorf("give pipe for %s to user %d: %w", theirs.Name(), uid, err)
+		}
 	}
 	return nil
 }

@@ -1,4 +1,5 @@
-// Command initramfs packs guestinit as the guest's initial file system: an
+// Command initramfs packs guestinit, and the device filter of nearly every
+// container, as the guest's initial file system: an
 // uncompressed newc cpio archive, because unpacking zstd costs the guest more
 // than reading a few MiB of memory. Equal input gives equal output, byte for
 // byte.
@@ -12,8 +13,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/cavaliergopher/cpio"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/devicefilter"
 )
 
 func main() {
@@ -65,6 +70,7 @@ func entries(binary []byte) []entry {
 		{cpio.Header{Name: "dev/null", Mode: cpio.TypeReg | 0o666}, nil},
 		{cpio.Header{Name: "newroot", Mode: cpio.TypeDir | 0o700}, nil},
 		{cpio.Header{Name: "init", Mode: cpio.TypeReg | 0o755}, binary},
+		{cpio.Header{Name: strings.TrimPrefix(guestproto.DeviceFilterFile, "/"), Mode: cpio.TypeReg | 0o600}, devicefilter.Default()},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"boxlite/internal/guestproto"
 	"boxlite/kernels"
+	"boxlite/libvm/devicefilter"
 )
 
 // Annotations of config.json that shape the VM. A flag of the same name, where
@@ -78,8 +79,8 @@ type Plan struct {
 	Shape Shape
 	// Guest is the spec that guestinit receives.
 	Guest *specs.Spec
-	// DeviceFilter holds the device rules in the guest, see deviceFilter. It is
-	// empty for a privileged container and where there are no rules.
+	// DeviceFilter holds the device rules in the guest, see package
+	// devicefilter. It is empty for a privileged container and where no rule forbids.
 	DeviceFilter []byte
 	// Scratch is nil for a container without such a disk.
 	Scratch *Scratch `json:",omitempty"`
@@ -134,7 +135,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 			return nil, err
 		}
 	} else if r := p.Guest.Linux.Resources; r != nil && len(r.Devices) > 0 {
-		if p.DeviceFilter, err = deviceFilter(r.Devices, p.Guest.Linux.Devices); err != nil {
+		if p.DeviceFilter, err = devicefilter.Compile(r.Devices, p.Guest.Linux.Devices); err != nil {
 			return nil, err
 		}
 	}

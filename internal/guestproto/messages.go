@@ -19,6 +19,9 @@ const (
 	ControlPort = "boxlite.control"
 	// ShareTag is the virtio-fs tag of the VM's one share.
 	ShareTag = "boxlite"
+	// DeviceFilterFile is where the initramfs holds the device filter (see
+	// CreateRequest) of nearly every container.
+	DeviceFilterFile = "/device-filter"
 	// ShareDir is where guestinit mounts the share. Paths of the guest spec
 	// (root.path and the sources of bind mounts) lie below it.
 	ShareDir = "/run/boxlite/share"
@@ -92,7 +95,7 @@ type HelloReply struct {
 
 // CreateRequest asks for the container to be built up to the point before exec.
 type CreateRequest struct {
-	// ID is the container's id, for messages and the cgroup's name.
+	// ID is the container's id, which names its session keyring.
 	ID string `json:"id"`
 	// Spec is the guest spec: config.json with host paths replaced by paths
 	// below ShareDir and everything that only the host does taken out.

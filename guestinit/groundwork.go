@@ -1,0 +1,29 @@
+package main
+
+// groundwork is what every container needs and hardly any spec shapes, made before
+// there is one: a template has it, and so has each copy of the template from the
+// start.
+type groundwork struct {
+	cgroup *cgroup
+	// filter is the cgroup's device filter.
+	filter *deviceFilter
+	// init waits in the cgroup and in namespaces of its own.
+	init *process
+}
+
+// layGroundwork takes the device filter of nearly every container.
+func layGroundwork(children *reaper, filter []byte) (*groundwork, error) {
+	group, err := newCgroup()
+	if err != nil {
+		return nil, err
+	}
+	attached, err := attachDeviceFilter(group.fd, filter)
+	if err != nil {
+		logf("%v", err) // config.json may name a kernel that has none, for a container that needs none
+	}
+	init, err := forkWaiting(children, group, initNamespaces, aheadMemory, aheadProcs)
+	if err != nil {
+		return nil, err
+	}
+	return &groundwork{cgroup: group, filter: attached, init: init}, nil
+}
