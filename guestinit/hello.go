@@ -61,21 +61,21 @@ func addEntropy(entropy []byte) error {
 	if len(entropy) > maxEntropy {
 		entropy = entropy[:maxEntropy]
 	}
-	device, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
+	device, err := unix.Open("/dev/urandom", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: "/dev/urandom", Err: err}
 	}
-	defer device.Close()
+	defer unix.Close(device)
 	// struct rand_pool_info of random(4).
 	pool := struct {
 		bits, size int32
 		buf        [maxEntropy]byte
 	}{bits: int32(len(entropy) * 8), size: int32(len(entropy))}
 	copy(pool.buf[:], entropy)
-	if err := ioctlPointer(int(device.Fd()), unix.RNDADDENTROPY, unsafe.Pointer(&pool)); err != nil {
+	if err := ioctlPointer(device, unix.RNDADDENTROPY, unsafe.Pointer(&pool)); err != nil {
 		return fmt.Errorf("add entropy: %w", err)
 	}
-	if err := ioctlPointer(int(device.Fd()), unix.RNDRESEEDCRNG, nil); err != nil {
+	if err := ioctlPointer(device, unix.RNDRESEEDCRNG, nil); err != nil {
 		return fmt.Errorf("reseed random number generator: %w", err)
 	}
 	return nil

@@ -52,9 +52,10 @@ func main() {
 	check("prepare for a container", prepared())
 	// Last: this tells the monitor that the guest is ready, to be saved as a
 	// template or to be spoken to.
+	server := newServer(children, ground)
 	port, err := openControlPort(device)
 	check("open control port", err)
-	check("serve", newServer(children, ground).serve(port))
+	check("serve", server.serve(port))
 }
 
 // check ends the guest on a failed boot step: the kernel panics when PID 1

@@ -23,12 +23,20 @@ const nicTimeout = 60 * time.Second
 // networkState gives the guest's NICs the looks of the container's network
 // namespace on the host. Links that the container makes for itself (bridges,
 // veths, tunnels) are none of its business.
-type networkState struct{ mu sync.Mutex }
+type networkState struct {
+	mu sync.Mutex
+	// asked says that there has been something to do.
+	asked bool
+}
 
 // apply brings the NICs to the wanted state, from whatever they are in.
 func (s *networkState) apply(n *guestproto.Network) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.asked = s.asked || len(n.Interfaces)+len(n.Routes)+len(n.Neighbours) > 0
+	if !s.asked {
+		return nil
+	}
 	links, err := awaitNICs(n.Interfaces)
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ type server struct {
 	children *reaper
 	network  *networkState
 	dns      *dnsRelay
+	handlers map[guestproto.Op]handler
 
 	mu        sync.Mutex
 	ground    *groundwork // nil once a create has had it
@@ -27,7 +28,24 @@ type server struct {
 }
 
 func newServer(children *reaper, ground *groundwork) *server {
-	return &server{children: children, ground: ground, network: &networkState{}, dns: &dnsRelay{}}
+	s := &server{children: children, ground: ground, network: &networkState{}, dns: &dnsRelay{}}
+	s.handlers = map[guestproto.Op]handler{
+		guestproto.OpHello:   on(s.hello),
+		guestproto.OpCreate:  on(s.create),
+		guestproto.OpStart:   on(s.start),
+		guestproto.OpExec:    on(s.exec),
+		guestproto.OpWait:    on(s.wait),
+		guestproto.OpSignal:  on(s.signal),
+		guestproto.OpResize:  on(s.resize),
+		guestproto.OpNetwork: on(s.configureNetwork),
+		guestproto.OpClock:   on(s.clock),
+		guestproto.OpUpdate:  on(s.update),
+		guestproto.OpStats:   on(s.stats),
+		guestproto.OpOOM:     on(s.awaitOOM),
+		guestproto.OpForget:  on(s.forget),
+	}
+	learn(guestproto.Request{}, guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.WaitReply{})
+	return s
 }
 
 // handler carries out one kind of request. The reply may be nil.
@@ -35,14 +53,31 @@ type handler func(body json.RawMessage) (reply any, err error)
 
 // on makes a handler of a function that takes its own request type.
 func on[T any](f func(req *T) (any, error)) handler {
+	learn(new(T))
 	return func(body json.RawMessage) (any, error) {
-		req := new(T)
-		if len(body) > 0 {
-			if err := json.Unmarshal(body, req); err != nil {
-				return nil, guestproto.Errorf(guestproto.CodeBadRequest, "request body: %v", err)
-			}
+		req, err := decode[T](body)
+		if err != nil {
+			return nil, err
 		}
 		return f(req)
+	}
+}
+
+func decode[T any](body json.RawMessage) (*T, error) {
+	req := new(T)
+	if len(body) > 0 {
+		if err := json.Unmarshal(body, req); err != nil {
+			return nil, guestproto.Errorf(guestproto.CodeBadRequest, "request body: %v", err)
+		}
+	}
+	return req, nil
+}
+
+// learn has package json look at the types of messages, which it does once: here
+// and now, before the template is saved, and not in each copy of it.
+func learn(messages ...any) {
+	for _, m := range messages {
+		_, _ = json.Marshal(m) // for what it keeps of the type
 	}
 }
 
@@ -90,7 +125,7 @@ func (s *server) answer(stream *yamux.Stream) {
 		return
 	}
 	defer stream.Close()
-	h := s.handlers()[req.Op]
+	h := s.handlers[req.Op]
 	if h == nil {
 		_ = reply(stream, nil, guestproto.Errorf(guestproto.CodeBadRequest, "unknown request %q", req.Op))
 		return
@@ -98,24 +133,6 @@ func (s *server) answer(stream *yamux.Stream) {
 	body, err := h(req.Body)
 	if err := reply(stream, body, err); err != nil {
 		debugf("reply to %s: %v", req.Op, err)
-	}
-}
-
-func (s *server) handlers() map[guestproto.Op]handler {
-	return map[guestproto.Op]handler{
-		guestproto.OpHello:   on(s.hello),
-		guestproto.OpCreate:  on(s.create),
-		guestproto.OpStart:   on(s.start),
-		guestproto.OpExec:    on(s.exec),
-		guestproto.OpWait:    on(s.wait),
-		guestproto.OpSignal:  on(s.signal),
-		guestproto.OpResize:  on(s.resize),
-		guestproto.OpNetwork: on(s.configureNetwork),
-		guestproto.OpClock:   on(s.clock),
-		guestproto.OpUpdate:  on(s.update),
-		guestproto.OpStats:   on(s.stats),
-		guestproto.OpOOM:     on(s.awaitOOM),
-		guestproto.OpForget:  on(s.forget),
 	}
 }
 
@@ -260,15 +277,20 @@ func (s *server) applyNetwork(n *guestproto.Network) error {
 }
 
 func (s *server) answerStdio(stream *yamux.Stream, body json.RawMessage) {
-	_, err := on(func(req *guestproto.StdioRequest) (any, error) {
-		_, p, err := s.process(req.Process)
-		if err != nil {
-			return nil, err
-		}
-		return nil, p.stdio.attach(req.Stream, stream)
-	})(body)
-	if err != nil {
+	if err := s.attachStdio(stream, body); err != nil {
 		_ = reply(stream, nil, err)
 		_ = stream.Close()
 	}
+}
+
+func (s *server) attachStdio(stream *yamux.Stream, body json.RawMessage) error {
+	req, err := decode[guestproto.StdioRequest](body)
+	if err != nil {
+		return err
+	}
+	_, p, err := s.process(req.Process)
+	if err != nil {
+		return err
+	}
+	return p.stdio.attach(req.Stream, stream)
 }
