@@ -150,6 +150,28 @@ func writeFile(path, value string) error {
 	return nil
 }
 
+// readFile reads a file of a kernel file system that is shorter than 8 KiB.
+// Unlike os.ReadFile it does not ask whether such a file can be waited for.
+func readFile(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	buf, have := make([]byte, 8<<10), 0
+	for have < len(buf) {
+		n, err := unix.Read(fd, buf[have:])
+		if err != nil {
+			return "", &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			break
+		}
+		have += n
+	}
+	return string(buf[:have]), nil
+}
+
 // makeLoopNodes makes what devtmpfs has on machines where loop devices are made
 // at boot. Here the kernel makes each when its node is opened, and a container
 // whose user namespace keeps it from making nodes binds them.

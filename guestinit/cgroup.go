@@ -163,12 +163,6 @@ func (g *cgroup) remove() error {
 	return nil
 }
 
-// oomKilled says that the kernel has killed a process of the cgroup, or of one
-// below it, for lack of memory.
-func (g *cgroup) oomKilled() bool {
-	return g.table("memory.events")["oom_kill"] > 0
-}
-
 // cgroupOf returns the directory of the cgroup that a process is in.
 func cgroupOf(pid int) (string, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))

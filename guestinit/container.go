@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +23,7 @@ type container struct {
 	filter   *seccomp.Filter // nil for none
 	cgroup   *cgroup
 	devices  *deviceFilter // nil for none
+	oom      *oomWatch     // nil where the kernel has no memory limits
 	children *reaper
 	init     *process
 	// procs counts the proc mounts that have been made.
@@ -46,7 +46,7 @@ type container struct {
 func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (_ *container, err error) {
 	c := &container{
 		id: req.ID, spec: req.Spec, children: children, steps: steps, execs: map[string]*process{},
-		cgroup: ground.cgroup, devices: ground.filter, init: ground.init,
+		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init,
 	}
 	defer func() {
 		if err != nil {
@@ -361,7 +361,7 @@ func (c *container) forget(p *process) {
 // waits for the output and brings the files to the host.
 func (c *container) finish() {
 	c.initStatus = *waitReply(c.init.status)
-	c.initStatus.OOMKilled = c.cgroup.oomKilled()
+	c.initStatus.OOMKilled = c.cgroup.oomKills() > 0
 	if err := c.cgroup.kill(); err != nil {
 		logf("kill what is left of the container: %v", err)
 	}
@@ -380,8 +380,8 @@ func flushShare() error {
 	if err := writeFile("/proc/sys/vm/stat_refresh", "1"); err != nil {
 		debugf("%v", err)
 	}
-	meminfo, err := os.ReadFile("/proc/meminfo")
-	if err == nil && !hasDirtyPages(string(meminfo)) {
+	meminfo, err := readFile("/proc/meminfo")
+	if err == nil && !hasDirtyPages(meminfo) {
 		return unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH)
 	}
 	unix.Sync() // not syncfs: each mount of the host's below the share is a file system of its own

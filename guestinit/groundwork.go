@@ -7,6 +7,7 @@ type groundwork struct {
 	cgroup *cgroup
 	// filter is the cgroup's device filter.
 	filter *deviceFilter
+	oom    *oomWatch
 	// init waits in the cgroup and in namespaces of its own.
 	init *process
 }
@@ -17,13 +18,18 @@ func layGroundwork(children *reaper, filter []byte) (*groundwork, error) {
 	if err != nil {
 		return nil, err
 	}
+	// config.json may name a kernel that lacks something, for a container that does without.
 	attached, err := attachDeviceFilter(group.fd, filter)
 	if err != nil {
-		logf("%v", err) // config.json may name a kernel that has none, for a container that needs none
+		logf("%v", err)
+	}
+	oom, err := watchOOM(group)
+	if err != nil {
+		logf("%v", err)
 	}
 	init, err := forkWaiting(children, group, initNamespaces, aheadMemory, aheadProcs)
 	if err != nil {
 		return nil, err
 	}
-	return &groundwork{cgroup: group, filter: attached, init: init}, nil
+	return &groundwork{cgroup: group, filter: attached, oom: oom, init: init}, nil
 }

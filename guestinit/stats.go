@@ -1,15 +1,12 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"boxlite/internal/guestproto"
-
-	"golang.org/x/sys/unix"
 )
 
 // stats answers with the usage that the container's cgroup counts.
@@ -68,32 +65,4 @@ func parseTable(text string) map[string]uint64 {
 		}
 	}
 	return table
-}
-
-// awaitOOM answers once the kernel has killed more processes of the container
-// for lack of memory than the request has seen.
-func (s *server) awaitOOM(req *guestproto.OOMRequest) (any, error) {
-	c, err := s.theContainer()
-	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("inotify: %w", err)
-	}
-	changes := os.NewFile(uintptr(fd), "inotify")
-	defer changes.Close()
-	// The kernel's cgroup v2 says: such a file is modified when a value changes.
-	path := filepath.Join(c.cgroup.dir, "memory.events")
-	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
-		return nil, fmt.Errorf("watch %s: %w", path, err)
-	}
-	for {
-		if kills := c.cgroup.table("memory.events")["oom_kill"]; kills > req.Seen {
-			return &guestproto.OOMReply{Kills: kills}, nil
-		}
-		if _, err := changes.Read(make([]byte, 4096)); err != nil {
-			return nil, fmt.Errorf("watch %s: %w", path, err)
-		}
-	}
 }

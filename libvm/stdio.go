@@ -28,35 +28,40 @@ type relay struct {
 	pending int
 }
 
-// startRelay opens process's streams in the guest and begins to copy.
+// startRelay opens process's streams in the guest, all at once, and begins to copy.
 func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
 	r := &relay{outputs: make(chan struct{}, 2)}
-	outputs := []struct {
-		stream guestproto.Stream
-		file   *os.File
-	}{{guestproto.Stdout, stdio.Stdout}, {guestproto.Stderr, stdio.Stderr}}
-	for _, o := range outputs {
-		if o.file == nil {
+	files := map[guestproto.Stream]*os.File{
+		guestproto.Stdin: stdio.Stdin, guestproto.Stdout: stdio.Stdout, guestproto.Stderr: stdio.Stderr,
+	}
+	opened := make(chan error)
+	pending := 0
+	for name, file := range files {
+		if file == nil {
 			continue
 		}
-		s, err := g.open(guestproto.OpStdio, guestproto.StdioRequest{Process: process, Stream: o.stream}, nil, requestTimeout)
-		if err != nil {
-			return nil, err
-		}
-		r.pending++
-		go r.copyOut(o.file, s)
-	}
-	if stdio.Stdin != nil {
-		s, err := g.open(guestproto.OpStdio, guestproto.StdioRequest{Process: process, Stream: guestproto.Stdin}, nil, requestTimeout)
-		if err != nil {
-			return nil, err
+		pending++
+		if name != guestproto.Stdin {
+			r.pending++
 		}
 		go func() {
-			_, _ = io.CopyBuffer(onlyWriter{s}, onlyReader{stdio.Stdin}, make([]byte, copyBytes)) // either end may go at any time
-			_ = s.Close()                                                                         // this is the process's EOF
+			stream, err := g.open(guestproto.OpStdio, guestproto.StdioRequest{Process: process, Stream: name}, nil, requestTimeout)
+			opened <- err
+			switch {
+			case err != nil:
+			case name == guestproto.Stdin:
+				_, _ = io.CopyBuffer(onlyWriter{stream}, onlyReader{file}, make([]byte, copyBytes)) // either end may go at any time
+				_ = stream.Close()                                                                  // this is the process's EOF
+			default:
+				r.copyOut(file, stream)
+			}
 		}()
 	}
-	return r, nil
+	var err error
+	for range pending {
+		err = errors.Join(err, <-opened)
+	}
+	return r, err
 }
 
 const copyBytes = 128 << 10
