@@ -149,20 +149,6 @@ func (g *cgroup) pids() (pids []int, err error) {
 // that are being forked.
 func (g *cgroup) kill() error { return writeFile(g.dir+"/cgroup.kill", "1") }
 
-// remove removes the cgroup with all below it.
-func (g *cgroup) remove() error {
-	var dirs []string
-	if err := g.walk(func(dir string) { dirs = append(dirs, dir) }); err != nil {
-		return err
-	}
-	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := unix.Rmdir(dirs[i]); err != nil {
-			return &os.PathError{Op: "rmdir", Path: dirs[i], Err: err}
-		}
-	}
-	return nil
-}
-
 // cgroupOf returns the directory of the cgroup that a process is in.
 func cgroupOf(pid int) (string, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))

@@ -41,25 +41,18 @@ type container struct {
 	initStatus guestproto.WaitReply
 }
 
-// createContainer builds the container up to the point before its execve. It owns
-// the groundwork.
-func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (_ *container, err error) {
+// createContainer builds the container up to the point before its execve. What a
+// failure leaves behind ends with the VM: the groundwork is used up.
+func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (*container, error) {
 	c := &container{
 		id: req.ID, spec: req.Spec, children: children, steps: steps, execs: map[string]*process{},
 		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init,
 	}
-	defer func() {
-		if err != nil {
-			c.abandon()
-		}
-	}()
 	if err := c.checkSpec(); err != nil {
 		return nil, err
 	}
-	if err := c.step("mount the share", mountShare); err != nil {
-		return nil, err
-	}
 	if s := c.spec.Linux.Seccomp; s != nil {
+		var err error
 		if c.filter, err = seccomp.Compile(s); err != nil {
 			return nil, fmt.Errorf("seccomp: %w", err)
 		}
@@ -116,17 +109,6 @@ func (c *container) setupCgroup() error {
 		return err
 	}
 	return c.cgroup.delegate(c.ids)
-}
-
-// abandon takes back what a failed create has made.
-func (c *container) abandon() {
-	if c.init != nil {
-		c.init.kill()
-	}
-	_ = c.cgroup.kill()
-	_ = c.cgroup.remove()
-	c.cgroup.close()
-	_ = unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH)
 }
 
 // build makes the container init and everything around it. It runs on a thread

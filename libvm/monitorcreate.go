@@ -78,6 +78,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if m.guest, err = dialGuest(m.vmm.control); err != nil {
 		return err
 	}
+	greeted := m.greet()
 	if err := m.openStdio(); err != nil {
 		return err
 	}
@@ -90,7 +91,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if err := m.enter(sync, share); err != nil {
 		return err
 	}
-	if err := m.bootGuest(); err != nil {
+	if err := m.buildContainer(greeted); err != nil {
 		return err
 	}
 	go m.serve(listener)
@@ -220,24 +221,30 @@ func bootTimeout(a accel.Accel) time.Duration {
 	return 120 * time.Second
 }
 
-// bootGuest waits for the guest and has it build the container.
-func (m *monitor) bootGuest() error {
-	booted := make(chan error, 1)
-	greeted := m.steps.Begin("await the guest's hello")
+// greet says hello to the guest, beside what follows. The channel tells how that
+// went.
+func (m *monitor) greet() <-chan error {
+	greeted := make(chan error, 1)
+	answered := m.steps.Begin("await the guest's hello")
 	go func() {
 		release, err := m.guest.hello(m.cfg.Debug, bootTimeout(m.cfg.Accel))
+		answered()
 		m.log.Debug("guest is up", "after", time.Since(m.began).Round(time.Millisecond), "kernel", release, "choice", m.cfg.Plan.Shape.KernelReason)
-		booted <- err
+		greeted <- err
 	}()
+	return greeted
+}
+
+// buildContainer waits for the guest and has it build the container.
+func (m *monitor) buildContainer(greeted <-chan error) error {
 	select {
-	case err := <-booted:
+	case err := <-greeted:
 		if err != nil {
 			return m.bootError(err)
 		}
 	case <-m.lost:
 		return m.bootError(ErrVMLost)
 	}
-	greeted()
 	clockSet := m.setClock()
 	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter}
 	if err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel)); err != nil {
