@@ -52,7 +52,9 @@ func main() {
 	check("prepare for a container", prepared())
 	// Last: this tells the monitor that the guest is ready, to be saved as a
 	// template or to be spoken to.
-	server := newServer(children, ground)
+	network, err := newNetworkState()
+	check("prepare for a network", err)
+	server := newServer(children, network, ground)
 	port, err := openControlPort(device)
 	check("open control port", err)
 	check("serve", server.serve(port))

@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,37 +27,49 @@ const nicTimeout = 60 * time.Second
 // veths, tunnels) are none of its business.
 type networkState struct {
 	mu sync.Mutex
-	// asked says that there has been something to do.
-	asked bool
+	// netlink is a socket that is opened once, with the guest.
+	netlink *netlink.Handle
+	// known are the NICs, by index, that have been configured before. Others are as
+	// the kernel makes them: down, without addresses and routes.
+	known map[int]bool
+}
+
+func newNetworkState() (*networkState, error) {
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return &networkState{netlink: handle, known: map[int]bool{}}, nil
 }
 
 // apply brings the NICs to the wanted state, from whatever they are in.
 func (s *networkState) apply(n *guestproto.Network) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked = s.asked || len(n.Interfaces)+len(n.Routes)+len(n.Neighbours) > 0
-	if !s.asked {
-		return nil
-	}
 	links, err := awaitNICs(n.Interfaces)
 	if err != nil {
 		return err
 	}
-	if err := retire(links); err != nil {
+	defer func() {
+		for _, link := range links.wanted {
+			s.known[link.Attrs().Index] = true
+		}
+	}()
+	if err := s.retire(links); err != nil {
 		return err
 	}
-	if err := rename(n.Interfaces, links); err != nil {
+	if err := s.rename(n.Interfaces, links); err != nil {
 		return err
 	}
 	for i := range n.Interfaces {
-		if err := configure(&n.Interfaces[i], links.wanted[i]); err != nil {
+		if err := s.configure(&n.Interfaces[i], links.wanted[i]); err != nil {
 			return fmt.Errorf("interface %s: %w", n.Interfaces[i].Name, err)
 		}
 	}
-	if err := applyRoutes(n, links); err != nil {
+	if err := s.applyRoutes(n, links); err != nil {
 		return err
 	}
-	return applyNeighbours(n, links)
+	return s.applyNeighbours(n, links)
 }
 
 // nics are the guest's NICs: those wanted, in the order of the request, and the
@@ -74,15 +88,12 @@ func awaitNICs(interfaces []guestproto.Interface) (found nics, err error) {
 		}
 	}
 	err = awaitUevent(nicTimeout, func() error {
-		links, err := dump(netlink.LinkList)
+		links, err := listNICs()
 		if err != nil {
-			return fmt.Errorf("list links: %w", err)
+			return err
 		}
 		found = nics{wanted: make([]netlink.Link, len(macs))}
 		for _, link := range links {
-			if !isNIC(link) {
-				continue
-			}
 			i := slices.IndexFunc(macs, func(mac net.HardwareAddr) bool { return bytes.Equal(mac, link.Attrs().HardwareAddr) })
 			if i < 0 {
 				found.others = append(found.others, link)
@@ -112,19 +123,60 @@ func dump[T any](list func() ([]T, error)) (result []T, err error) {
 	return result, err
 }
 
-// isNIC says that a link has a device below it, which only the VM's NICs do.
-func isNIC(link netlink.Link) bool {
-	_, err := os.Stat("/sys/class/net/" + link.Attrs().Name + "/device")
-	return err == nil
+// listNICs reads from sysfs, which is much less than netlink has to say, the links
+// that have a device below them. Only the VM's NICs have one.
+func listNICs() (links []netlink.Link, err error) {
+	const class = "/sys/class/net/"
+	entries, err := os.ReadDir(class)
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		dir := class + entry.Name()
+		if err := unix.Access(dir+"/device", unix.F_OK); err != nil {
+			continue
+		}
+		link, err := readNIC(dir)
+		if errors.Is(err, unix.ENOENT) {
+			continue // renamed or gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		link.Name = entry.Name()
+		links = append(links, link)
+	}
+	return links, nil
+}
+
+func readNIC(dir string) (*netlink.Device, error) {
+	link := &netlink.Device{}
+	address, err := readFile(dir + "/address")
+	if err != nil {
+		return nil, err
+	}
+	if link.HardwareAddr, err = net.ParseMAC(strings.TrimSpace(address)); err != nil {
+		return nil, err
+	}
+	for file, number := range map[string]*int{"ifindex": &link.Index, "mtu": &link.MTU} {
+		text, err := readFile(dir + "/" + file)
+		if err != nil {
+			return nil, err
+		}
+		if *number, err = strconv.Atoi(strings.TrimSpace(text)); err != nil {
+			return nil, err
+		}
+	}
+	return link, nil
 }
 
 // retire takes down the NICs that are wanted no more.
-func retire(links nics) error {
+func (s *networkState) retire(links nics) error {
 	for _, link := range links.others {
-		if err := netlink.LinkSetDown(link); err != nil {
+		if err := s.netlink.LinkSetDown(link); err != nil {
 			return fmt.Errorf("take %s down: %w", link.Attrs().Name, err)
 		}
-		if err := setAddresses(link, nil); err != nil {
+		if err := s.setAddresses(link, nil); err != nil {
 			return fmt.Errorf("interface %s: %w", link.Attrs().Name, err)
 		}
 	}
@@ -133,28 +185,28 @@ func retire(links nics) error {
 
 // rename gives the wanted NICs their names. They all get out of each other's
 // way first, and a retired NIC gives its name up.
-func rename(interfaces []guestproto.Interface, links nics) error {
+func (s *networkState) rename(interfaces []guestproto.Interface, links nics) error {
 	names := map[string]bool{}
 	for _, iface := range interfaces {
 		names[iface.Name] = true
 	}
 	for _, link := range links.others {
 		if names[link.Attrs().Name] {
-			if err := setName(link, fmt.Sprintf("retired%d", link.Attrs().Index)); err != nil {
+			if err := s.setName(link, fmt.Sprintf("retired%d", link.Attrs().Index)); err != nil {
 				return err
 			}
 		}
 	}
 	for i, link := range links.wanted {
 		if link.Attrs().Name != interfaces[i].Name {
-			if err := setName(link, fmt.Sprintf("boxlite%d", link.Attrs().Index)); err != nil {
+			if err := s.setName(link, fmt.Sprintf("boxlite%d", link.Attrs().Index)); err != nil {
 				return err
 			}
 		}
 	}
 	for i, link := range links.wanted {
 		if link.Attrs().Name != interfaces[i].Name {
-			if err := setName(link, interfaces[i].Name); err != nil {
+			if err := s.setName(link, interfaces[i].Name); err != nil {
 				return err
 			}
 		}
@@ -163,11 +215,11 @@ func rename(interfaces []guestproto.Interface, links nics) error {
 }
 
 // setName renames a link, which has to be down for that.
-func setName(link netlink.Link, name string) error {
-	if err := netlink.LinkSetDown(link); err != nil {
+func (s *networkState) setName(link netlink.Link, name string) error {
+	if err := s.netlink.LinkSetDown(link); err != nil {
 		return fmt.Errorf("take %s down: %w", link.Attrs().Name, err)
 	}
-	if err := netlink.LinkSetName(link, name); err != nil {
+	if err := s.netlink.LinkSetName(link, name); err != nil {
 		return fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, name, err)
 	}
 	link.Attrs().Name = name
@@ -175,7 +227,7 @@ func setName(link netlink.Link, name string) error {
 }
 
 // configure sets the MTU and the addresses of a NIC and brings it up.
-func configure(iface *guestproto.Interface, link netlink.Link) error {
+func (s *networkState) configure(iface *guestproto.Interface, link netlink.Link) error {
 	var addresses []*netlink.Addr
 	hasIPv6 := false
 	for _, text := range iface.Addresses {
@@ -191,14 +243,14 @@ func configure(iface *guestproto.Interface, link netlink.Link) error {
 	}
 	setIPv6(iface.Name, hasIPv6)
 	if iface.MTU != 0 && iface.MTU != link.Attrs().MTU {
-		if err := netlink.LinkSetMTU(link, iface.MTU); err != nil {
+		if err := s.netlink.LinkSetMTU(link, iface.MTU); err != nil {
 			return fmt.Errorf("set mtu %d: %w", iface.MTU, err)
 		}
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
+	if err := s.netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
-	return setAddresses(link, addresses)
+	return s.setAddresses(link, addresses)
 }
 
 // setIPv6 lets a NIC do what the host says and learn nothing by itself.
@@ -217,22 +269,25 @@ func setIPv6(name string, enabled bool) {
 
 // setAddresses gives a link these addresses and no others, apart from the
 // link-local one that the kernel makes.
-func setAddresses(link netlink.Link, wanted []*netlink.Addr) error {
-	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("list addresses: %w", err)
+func (s *networkState) setAddresses(link netlink.Link, wanted []*netlink.Addr) error {
+	var have []netlink.Addr
+	if s.known[link.Attrs().Index] {
+		var err error
+		if have, err = dump(func() ([]netlink.Addr, error) { return s.netlink.AddrList(link, netlink.FAMILY_ALL) }); err != nil {
+			return fmt.Errorf("list addresses: %w", err)
+		}
 	}
 	for _, addr := range have {
 		keep := slices.ContainsFunc(wanted, func(w *netlink.Addr) bool { return w.IPNet.String() == addr.IPNet.String() })
 		if keep || (addr.IP.To4() == nil && addr.IP.IsLinkLocalUnicast()) {
 			continue
 		}
-		if err := netlink.AddrDel(link, &addr); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err := s.netlink.AddrDel(link, &addr); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove address %s: %w", addr.IPNet, err)
 		}
 	}
 	for _, addr := range wanted {
-		if err := netlink.AddrReplace(link, addr); err != nil {
+		if err := s.netlink.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("add address %s: %w", addr.IPNet, err)
 		}
 	}
@@ -249,7 +304,7 @@ func (n nics) indexOf(name string) (int, error) {
 	return 0, guestproto.Errorf(guestproto.CodeBadRequest, "no interface is called %q", name)
 }
 
-func applyNeighbours(n *guestproto.Network, links nics) error {
+func (s *networkState) applyNeighbours(n *guestproto.Network, links nics) error {
 	for _, neighbour := range n.Neighbours {
 		index, err := links.indexOf(neighbour.Interface)
 		if err != nil {
@@ -261,7 +316,7 @@ func applyNeighbours(n *guestproto.Network, links nics) error {
 			return guestproto.Errorf(guestproto.CodeBadRequest, "neighbour %s %s", neighbour.IP, neighbour.MAC)
 		}
 		entry := &netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: ip, HardwareAddr: mac}
-		if err := netlink.NeighSet(entry); err != nil {
+		if err := s.netlink.NeighSet(entry); err != nil {
 			return fmt.Errorf("set neighbour %s: %w", neighbour.IP, err)
 		}
 	}

@@ -13,20 +13,23 @@ import (
 
 // applyRoutes adds the wanted routes in order and then removes from the wanted
 // NICs those that somebody added and nobody wants any more.
-func applyRoutes(n *guestproto.Network, links nics) error {
+func (s *networkState) applyRoutes(n *guestproto.Network, links nics) error {
 	wanted := map[string]bool{}
 	for i := range n.Routes {
 		route, err := parseRoute(&n.Routes[i], links)
 		if err != nil {
 			return err
 		}
-		if err := netlink.RouteReplace(route); err != nil {
+		if err := s.netlink.RouteReplace(route); err != nil {
 			return fmt.Errorf("add route %s: %w", describe(&n.Routes[i]), err)
 		}
 		wanted[routeKey(route)] = true
 	}
 	for _, link := range links.wanted {
-		routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(link, netlink.FAMILY_ALL) })
+		if !s.known[link.Attrs().Index] {
+			continue
+		}
+		routes, err := dump(func() ([]netlink.Route, error) { return s.netlink.RouteList(link, netlink.FAMILY_ALL) })
 		if err != nil {
 			return fmt.Errorf("list routes of %s: %w", link.Attrs().Name, err)
 		}
@@ -35,7 +38,7 @@ func applyRoutes(n *guestproto.Network, links nics) error {
 			if route.Protocol == unix.RTPROT_KERNEL || wanted[routeKey(&route)] {
 				continue
 			}
-			if err := netlink.RouteDel(&route); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := s.netlink.RouteDel(&route); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("remove route %v: %w", route, err)
 			}
 		}

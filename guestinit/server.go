@@ -29,8 +29,8 @@ type server struct {
 	container *container  // nil before create
 }
 
-func newServer(children *reaper, ground *groundwork) *server {
-	s := &server{children: children, ground: ground, network: &networkState{}, dns: &dnsRelay{}, mountShare: sync.OnceValue(mountShare)}
+func newServer(children *reaper, network *networkState, ground *groundwork) *server {
+	s := &server{children: children, ground: ground, network: network, dns: &dnsRelay{}, mountShare: sync.OnceValue(mountShare)}
 	s.handlers = map[guestproto.Op]handler{
 		guestproto.OpHello:   on(s.hello),
 		guestproto.OpCreate:  on(s.create),
