@@ -293,7 +293,7 @@ func (m *monitor) setUpNetwork() <-chan error {
 	go func() {
 		defer setUp()
 		wanted, err := m.net.plug(m.vmm.qmp, m.guest)
-		if err == nil && len(wanted.Interfaces) > 0 {
+		if err == nil && m.net.news(wanted) != nil {
 			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, requestTimeout); err == nil {
 				m.net.told = wanted
 			}

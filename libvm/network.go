@@ -31,7 +31,7 @@ type network struct {
 	id    string
 	// local is what the guest needs for clients in the namespace itself.
 	local guestproto.Network
-	// told is what the guest has made of its NICs; nil for nothing yet.
+	// told is what the guest has made of its NICs.
 	told *guestproto.Network
 	// sandbox is the container whose network namespace this one joins, as a
 	// pod's member does. Its VM, which only keeps the namespaces, yields.
@@ -50,7 +50,7 @@ var hostNetwork = guestproto.Network{
 
 // openNetwork must be called before the monitor leaves the host's file systems.
 func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
-	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: []int{networkPort, lateNICPort}}
+	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: []int{networkPort, lateNICPort}, told: &guestproto.Network{}}
 	if n.host {
 		return n, nil
 	}
@@ -120,7 +120,7 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 // news returns what the guest has to be told for it to know what is wanted: nil if
 // it does.
 func (n *network) news(wanted *guestproto.Network) *guestproto.Network {
-	if n.told != nil && reflect.DeepEqual(n.told, wanted) {
+	if reflect.DeepEqual(n.told, wanted) {
 		return nil
 	}
 	return wanted

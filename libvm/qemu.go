@@ -175,7 +175,7 @@ const tcgCPU = "max,vendor=GenuineIntel,family=6,model=94,stepping=3,model-id=bo
 // word saves.
 func (c *vmConfig) commandLine() string {
 	words := []string{
-		"console=hvc0", "panic=-1", "lapic_timer_khz=1000000", "tsc=reliable", "no_timer_check", "GODEBUG=asyncpreemptoff=1",
+		"console=hvc0", "panic=-1", "lapic_timer_khz=1000000", "tsc=reliable", "no_timer_check",
 		"random.trust_cpu=on", "memhp_default_state=online", "initcall_blacklist=jent_mod_init",
 		// A container finds lo and its own interfaces, none that a driver makes unasked.
 		"fb_tunnels=none", "bonding.max_bonds=0", "ifb.numifbs=0", "dummy.numdummies=0",

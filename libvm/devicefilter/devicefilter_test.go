@@ -157,7 +157,9 @@ func TestOneProgram(t *testing.T) {
 			{Type: "c", Major: n(10), Minor: n(229), Access: "rwm"},
 		},
 		"containerd": {
-			denyAll, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "b", Access: "m"},
+			denyAll,
+			{Allow: true, Type: "c", Access: "m"},
+			{Allow: true, Type: "b", Access: "m"},
 			allow(1, 3), allow(1, 8), allow(1, 7), allow(5, 0), allow(1, 5), allow(1, 9), allow(5, 1), allow(136, -1), allow(5, 2),
 		},
 	} {
