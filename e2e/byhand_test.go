@@ -194,6 +194,43 @@ ip -n bxns addr add 192.0.2.3/24 dev eth7; ip -n bxns link set lo up; ip -n bxns
 	})
 }
 
+// Interfaces that were there at create keep up with what happens to them until start, and others may come.
+func TestNetworkChangesBetweenCreateAndStart(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		h.shOut(`ip netns add bxns
+ip link add bxhost type veth peer name eth7 netns bxns
+ip addr add 192.0.2.1/24 dev bxhost; ip link set bxhost up
+ip -n bxns addr add 192.0.2.3/24 dev eth7; ip -n bxns link set lo up; ip -n bxns link set eth7 up`)
+		h.Cleanup(func() {
+			h.shOut("ip netns del bxns; rmdir /run/netns 2>/dev/null || { umount /run/netns; rmdir /run/netns; }")
+		})
+		b := h.bundle("changing-net", "ip -4 -o addr show; ping -c 1 -W 20 192.0.2.1 && ping -c 1 -W 20 198.51.100.1 && echo pinged", func(s *specs.Spec) {
+			for i := range s.Linux.Namespaces {
+				if s.Linux.Namespaces[i].Type == specs.NetworkNamespace {
+					s.Linux.Namespaces[i].Path = "/run/netns/bxns"
+				}
+			}
+		})
+		c := h.create(b)
+		h.shOut(`ip -n bxns addr add 192.0.2.4/24 dev eth7; ip -n bxns addr del 192.0.2.3/24 dev eth7
+ip -n bxns addr show dev eth7 | grep -q 192.0.2.4 || ip -n bxns addr add 192.0.2.4/24 dev eth7
+ip link add bxmore type veth peer name eth8 netns bxns
+ip addr add 198.51.100.1/24 dev bxmore; ip link set bxmore up
+ip -n bxns addr add 198.51.100.3/24 dev eth8; ip -n bxns link set eth8 up`)
+		c.start()
+		out := c.out.wait()
+		for _, want := range []string{"192.0.2.4/24", "198.51.100.3/24", "pinged\n"} {
+			h.wantPart("stdout", out, want)
+		}
+		if strings.Contains(out, "192.0.2.3") {
+			h.Errorf("stdout = %q, with an address that the namespace has lost", out)
+		}
+		c.end()
+		h.must("delete", b.id)
+	})
+}
+
 func TestExecByHand(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		h := e.byHand()

@@ -126,7 +126,7 @@ func (c *container) build() error {
 		return err
 	}
 	defer closeMounts(mounts)
-	if err := c.step("fork the init", c.forkInit); err != nil {
+	if err := c.step("take the init", c.takeInit); err != nil {
 		return err
 	}
 	if err := joinNamespaces(c.init.pidfd, joinedNamespaces|unix.CLONE_NEWCGROUP); err != nil {

@@ -15,10 +15,10 @@ import (
 // of its own all the same. The network is the VM's.
 const initNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
-// forkInit gives the container its init, which waits in its namespaces and in the
+// takeInit gives the container its init, which waits in its namespaces and in the
 // container's cgroup: the one that was forked ahead, if it will do. It belongs to
 // the calling thread, whose time namespace the init is born into.
-func (c *container) forkInit() (err error) {
+func (c *container) takeInit() (err error) {
 	var process specs.Process
 	if c.spec.Process != nil {
 		process = *c.spec.Process
