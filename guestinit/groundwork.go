@@ -12,6 +12,13 @@ type groundwork struct {
 	init *process
 }
 
+// What an init that is forked ahead has room for: a long command line, and as
+// many procs as nearly every spec mounts.
+const (
+	aheadMemory = 1 << 20
+	aheadProcs  = 1
+)
+
 // layGroundwork takes the device filter of nearly every container.
 func layGroundwork(children *reaper, filter []byte) (*groundwork, error) {
 	group, err := newCgroup()

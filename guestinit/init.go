@@ -60,13 +60,6 @@ func (c *container) takeInit() (err error) {
 	return c.init.stdio.chownPipes(c.ids.uid(process.User.UID), c.ids.gid(process.User.GID))
 }
 
-// What an init that is forked ahead has room for: a long command line, and as
-// many procs as nearly every spec mounts.
-const (
-	aheadMemory = 1 << 20
-	aheadProcs  = 1
-)
-
 // forkWaiting forks a container init into new namespaces and the cgroup, where it
 // reports and waits for the rest of its script; in a new user namespace it waits
 // for the mappings first. Memory and procs are what its script must have room for.

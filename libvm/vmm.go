@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -209,11 +210,16 @@ func (v *vmm) lost() <-chan struct{} {
 	return gone
 }
 
-// kill ends both processes and returns when they are gone. It may be called
-// again and on a half-started VMM.
+// kill ends both processes, at once, and returns when they are gone. It may be
+// called again and on a half-started VMM.
 func (v *vmm) kill() {
-	v.qemu.kill()
-	v.virtiofsd.kill()
+	processes := slices.DeleteFunc([]*vmProcess{v.qemu, v.virtiofsd}, func(p *vmProcess) bool { return p == nil })
+	for _, p := range processes {
+		_ = p.proc.Kill() // fails only if it has ended already
+	}
+	for _, p := range processes {
+		<-p.done
+	}
 	v.letGoOfMemory()
 }
 
@@ -293,14 +299,6 @@ func dropPrivileges() error {
 		return partError("set no_new_privs", err)
 	}
 	return nil
-}
-
-func (p *vmProcess) kill() {
-	if p == nil {
-		return
-	}
-	_ = p.proc.Kill() // fails only if it has ended already
-	<-p.done
 }
 
 // lastWords tells how the process ended, to be appended to an error; nothing if
