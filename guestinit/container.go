@@ -51,6 +51,9 @@ func createContainer(children *reaper, ground *groundwork, req *guestproto.Creat
 	if err := c.checkSpec(); err != nil {
 		return nil, err
 	}
+	if err := c.step("mount the share", mountShare); err != nil {
+		return nil, err
+	}
 	if s := c.spec.Linux.Seccomp; s != nil {
 		var err error
 		if c.filter, err = seccomp.Compile(s); err != nil {

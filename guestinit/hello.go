@@ -19,7 +19,6 @@ func (s *server) hello(req *guestproto.HelloRequest) (any, error) {
 		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "protocol version %d, this guest speaks %d", req.Version, guestproto.Version)
 	}
 	debugLog = req.Debug
-	go s.mountShare() // nothing waits for it yet
 	if err := setClock(req.UnixNano); err != nil {
 		return nil, err
 	}

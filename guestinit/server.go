@@ -21,8 +21,6 @@ type server struct {
 	network  *networkState
 	dns      *dnsRelay
 	handlers map[guestproto.Op]handler
-	// mountShare mounts the share, or waits for that.
-	mountShare func() error
 
 	mu        sync.Mutex
 	ground    *groundwork // nil once a create has had it
@@ -30,7 +28,7 @@ type server struct {
 }
 
 func newServer(children *reaper, network *networkState, ground *groundwork) *server {
-	s := &server{children: children, ground: ground, network: network, dns: &dnsRelay{}, mountShare: sync.OnceValue(mountShare)}
+	s := &server{children: children, ground: ground, network: network, dns: &dnsRelay{}}
 	s.handlers = map[guestproto.Op]handler{
 		guestproto.OpHello:   on(s.hello),
 		guestproto.OpCreate:  on(s.create),
@@ -188,12 +186,6 @@ func (s *server) create(req *guestproto.CreateRequest) (any, error) {
 	ground := s.ground
 	if s.ground = nil; ground == nil {
 		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "the VM has a container already, or has failed to make one")
-	}
-	mounted := steps.Begin("mount the share")
-	err := s.mountShare()
-	mounted()
-	if err != nil {
-		return nil, err
 	}
 	c, err := createContainer(s.children, ground, req, steps)
 	if err != nil {

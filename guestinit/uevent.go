@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,34 +16,32 @@ func awaitUevent(timeout time.Duration, try func() error) error {
 	if err == nil {
 		return nil
 	}
-	fd, sockErr := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
+	fd, sockErr := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
 	if sockErr != nil {
 		return fmt.Errorf("open uevent socket: %w", sockErr)
 	}
-	events := os.NewFile(uintptr(fd), "uevents")
-	defer events.Close()
+	defer unix.Close(fd)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
 		return fmt.Errorf("subscribe to uevents: %w", err)
 	}
-	if err := events.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-		return fmt.Errorf("wait for uevents: %w", err)
-	}
 	buf := make([]byte, 8<<10)
-	for {
+	for deadline := time.Now().Add(timeout); ; {
 		// First again: the device may have come before the subscription.
 		if err = try(); err == nil {
 			return nil
 		}
-		_, readErr := events.Read(buf)
-		switch {
-		case errors.Is(readErr, os.ErrDeadlineExceeded):
+		left := time.Until(deadline)
+		if left <= 0 {
 			return fmt.Errorf("%w (waited %v for the device)", err, timeout)
-		case readErr != nil && !errors.Is(readErr, unix.ENOBUFS): // overrun: try anyway
-			return fmt.Errorf("wait for uevents: %w", readErr)
 		}
-		for drained := false; !drained; {
-			_, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
-			drained = err != nil
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for uevents: %w", err)
+		}
+		for {
+			if _, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT); err != nil {
+				break // drained, or overrun: try anyway
+			}
 		}
 	}
 }

@@ -78,7 +78,6 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if m.guest, err = dialGuest(m.vmm.control); err != nil {
 		return err
 	}
-	greeted := m.greet()
 	if err := m.openStdio(); err != nil {
 		return err
 	}
@@ -91,7 +90,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if err := m.enter(sync, share); err != nil {
 		return err
 	}
-	if err := m.buildContainer(greeted); err != nil {
+	if err := m.bootGuest(); err != nil {
 		return err
 	}
 	go m.serve(listener)
@@ -221,40 +220,28 @@ func bootTimeout(a accel.Accel) time.Duration {
 	return 120 * time.Second
 }
 
-// greet says hello to the guest, beside what follows. The channel tells how that
-// went.
-func (m *monitor) greet() <-chan error {
-	greeted := make(chan error, 1)
-	answered := m.steps.Begin("await the guest's hello")
+// bootGuest waits for the guest and has it build the container.
+func (m *monitor) bootGuest() error {
+	booted := make(chan error, 1)
+	greeted := m.steps.Begin("await the guest's hello")
 	go func() {
 		release, err := m.guest.hello(m.cfg.Debug, bootTimeout(m.cfg.Accel))
-		answered()
 		m.log.Debug("guest is up", "after", time.Since(m.began).Round(time.Millisecond), "kernel", release, "choice", m.cfg.Plan.Shape.KernelReason)
-		greeted <- err
+		booted <- err
 	}()
-	return greeted
-}
-
-// buildContainer waits for the guest and has it build the container.
-func (m *monitor) buildContainer(greeted <-chan error) error {
 	select {
-	case err := <-greeted:
+	case err := <-booted:
 		if err != nil {
 			return m.bootError(err)
 		}
 	case <-m.lost:
 		return m.bootError(ErrVMLost)
 	}
-	networked := m.setUpNetwork()
+	greeted()
 	clockSet := m.setClock()
 	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter}
-	err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel))
-	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile
-	if err != nil {
+	if err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel)); err != nil {
 		return m.bootError(err)
-	}
-	if netErr != nil {
-		return netErr
 	}
 	<-clockSet
 	if m.cfg.Plan.Guest.Process == nil {
@@ -283,24 +270,6 @@ func (m *monitor) buildContainer(greeted <-chan error) error {
 		close(m.ended)
 	}()
 	return nil
-}
-
-// setUpNetwork gives the guest the interfaces that the container's network
-// namespace has already, beside what follows.
-func (m *monitor) setUpNetwork() <-chan error {
-	done := make(chan error, 1)
-	setUp := m.steps.Begin("set up the network")
-	go func() {
-		defer setUp()
-		wanted, err := m.net.plug(m.vmm.qmp, m.guest)
-		if err == nil && m.net.news(wanted) != nil {
-			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, requestTimeout); err == nil {
-				m.net.told = wanted
-			}
-		}
-		done <- err
-	}()
-	return done
 }
 
 // A clock is good enough that is behind by less than clockTolerance; on a busy
