@@ -82,8 +82,8 @@ func (c *container) step(name string, f func() error) error {
 // checkSpec refuses what the rest would trip over and fills in empty objects.
 func (c *container) checkSpec() error {
 	switch {
-	case c.id == "" || strings.Contains(c.id, "/") || c.id == "." || c.id == "..":
-		return guestproto.Errorf(guestproto.CodeBadRequest, "container id %q", c.id)
+	case c.id == "":
+		return guestproto.Errorf(guestproto.CodeBadRequest, "the container has no id")
 	case c.spec == nil || c.spec.Root == nil:
 		return guestproto.Errorf(guestproto.CodeBadRequest, "the spec has no root")
 	}

@@ -1,4 +1,4 @@
-// Command guestinit is PID 1 of the guest and the only file of its initramfs.
+// Command guestinit is PID 1 of the guest and the only program of its initramfs.
 //
 // It owns everything inside the VM that is not the container's own: the boot,
 // the control port, the building of the container from its guest spec, the
@@ -50,11 +50,11 @@ func main() {
 	device, err := findControlPort()
 	check("find control port", err)
 	check("prepare for a container", prepared())
-	// Last: this tells the monitor that the guest is ready, to be saved as a
-	// template or to be spoken to.
 	network, err := newNetworkState()
 	check("prepare for a network", err)
 	server := newServer(children, network, ground)
+	// Last: this tells the monitor that the guest is ready, to be saved as a
+	// template or to be spoken to.
 	port, err := openControlPort(device)
 	check("open control port", err)
 	check("serve", server.serve(port))

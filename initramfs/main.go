@@ -1,8 +1,7 @@
 // Command initramfs packs guestinit, and the device filter of nearly every
-// container, as the guest's initial file system: an
-// uncompressed newc cpio archive, because unpacking zstd costs the guest more
-// than reading a few MiB of memory. Equal input gives equal output, byte for
-// byte.
+// container, as the guest's initial file system: an uncompressed newc cpio
+// archive, because unpacking zstd costs the guest more than reading a few MiB of
+// memory. Equal input gives equal output, byte for byte.
 //
 //	go run ./initramfs -o bin/initramfs.cpio bin/guestinit
 package main
