@@ -130,18 +130,27 @@ func (c *Container) afterVMLost(err error) error {
 // the container. The error matches ErrNotRunning for a stopped container, except
 // that all there is no error: callers use it to make sure.
 func (c *Container) Signal(signal int, all bool) error {
+	err := c.signal(signal, all)
+	if all && errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	return err
+}
+
+func (c *Container) signal(signal int, all bool) error {
 	if c.Status() == specs.StateStopped {
-		if all {
-			return nil
-		}
 		return ErrNotRunning
 	}
 	conn, _, err := dialControl(c.dir, controlRequest{Op: controlSignal, Signal: signal, All: all})
-	if err == nil {
+	switch {
+	case err == nil:
 		return conn.Close()
-	}
-	if signal == int(unix.SIGKILL) && c.Status() != specs.StateStopped && !errors.Is(err, ErrNotRunning) {
+	case errors.Is(err, ErrNotRunning):
+		return err
+	case signal == int(unix.SIGKILL):
 		return c.kill() // a monitor that cannot pass it on can still be ended
+	case errors.Is(err, ErrVMLost):
+		return ErrNotRunning // since just now
 	}
 	return err
 }

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// gate stands before the requests to a guest that may be paused: they pass
-// while the VM runs. The zero value is open.
+// gate stands before requests: to a guest that may be paused, of commands to a
+// monitor that may be about to end. The zero value is open.
 type gate struct {
 	mu     sync.Mutex
 	closed bool

@@ -101,8 +101,9 @@ type monitor struct {
 	nextExec int
 	killed   bool // SIGKILL was asked for
 
-	paused pauseState
-	oom    oomCount
+	answering gate // before the control requests, those of exec apart
+	paused    pauseState
+	oom       oomCount
 
 	grownMiB int // memory that growMemory has plugged in
 }
@@ -136,9 +137,15 @@ func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 	}
 	go m.forward(signals)
 	status := m.waitInit()
+	m.answering.shut(answerPatience)
 	m.reportOOM()
 	return status
 }
+
+// answerPatience bounds how long the monitor of a container that has ended stays
+// to answer: a short-lived container's end can come before the guest's word that
+// it has started.
+const answerPatience = 10 * time.Second
 
 // commit tells create that all is ready and waits until it has told the world.
 func (m *monitor) commit(sync *net.UnixConn) error {

@@ -39,37 +39,43 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 		closeAll(files)
 		return err
 	}
+	if req.Op == controlExec {
+		return m.exec(conn, req.Exec, files)
+	}
+	closeAll(files)
+	if !m.answering.enter(nil) {
+		return controlReply{Error: toControlError(ErrNotRunning)}.send(conn)
+	}
+	defer m.answering.leave()
+	if req.Op == controlEvents {
+		return m.sendEvents(conn)
+	}
+	return m.carryOut(&req).send(conn)
+}
+
+// carryOut does what a request asks for that is over with its reply.
+func (m *monitor) carryOut(req *controlRequest) (reply controlReply) {
+	var err error
 	switch req.Op {
 	case controlStart:
-		closeAll(files)
 		steps := recorder(req.Trace)
-		err := m.start(steps)
-		return controlReply{Error: toControlError(err), Trace: steps.Take()}.send(conn)
+		err = m.start(steps)
+		reply.Trace = steps.Take()
 	case controlSignal:
-		closeAll(files)
-		return controlReply{Error: toControlError(m.signal(req.Signal, req.All))}.send(conn)
+		err = m.signal(req.Signal, req.All)
 	case controlPause:
-		closeAll(files)
-		return controlReply{Error: toControlError(m.pause())}.send(conn)
+		err = m.pause()
 	case controlResume:
-		closeAll(files)
-		return controlReply{Error: toControlError(m.resume())}.send(conn)
+		err = m.resume()
 	case controlUpdate:
-		closeAll(files)
-		return controlReply{Error: toControlError(m.update(req.Update))}.send(conn)
+		err = m.update(req.Update)
 	case controlStats:
-		closeAll(files)
-		stats, err := m.stats()
-		return controlReply{Error: toControlError(err), Stats: stats}.send(conn)
-	case controlEvents:
-		closeAll(files)
-		return m.sendEvents(conn)
-	case controlExec:
-		return m.exec(conn, req.Exec, files)
+		reply.Stats, err = m.stats()
 	default:
-		closeAll(files)
-		return controlReply{Error: toControlError(fmt.Errorf("unknown request %q", req.Op))}.send(conn)
+		err = fmt.Errorf("unknown request %q", req.Op)
 	}
+	reply.Error = toControlError(err)
+	return reply
 }
 
 func closeAll(files []*os.File) {
