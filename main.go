@@ -210,6 +210,7 @@ func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 		Accel:         c.String("accel"),
 		Overrides:     libvm.Overrides{Kernel: c.String("kernel"), MemoryMiB: c.Int("vm-memory"), VCPUs: c.Int("vcpus"), Scratch: c.String("scratch")},
 		TemplateDir:   templates,
+		TurnFile:      filepath.Join(runDir(), "boxlite-turns"),
 		Debug:         c.Bool("debug"),
 		SelfArgs:      selfArgs(c, root),
 		Trace:         traceOf(c).recorder,

@@ -142,11 +142,12 @@ func (s snapshot) addFiles(roots ...string) {
 
 // outliveContainers names what is not a container's: dockerd removes the mount points of network namespaces once a minute (while
 // mounted they are lines of their own) and has a new socket after each start, umount has a table, podman forgets the
-// file of slirp4netns' socket and how a container ended that did not start, and templates stay for the next container.
+// file of slirp4netns' socket and how a container ended that did not start, and templates and turns stay for the next container.
 func outliveContainers(path string) bool {
 	for _, pattern := range []string{
 		"/run/dockerd-*/netns", "/run/dockerd-*/libnetwork", "/run/mount", "/run/libpod/*.net", "/run/libpod/exits/*",
 		"/run/user/*/libpod/tmp/*.net", "/run/user/*/libpod/tmp/exits/*", "/run/boxlite-templates", "/run/user/*/boxlite-templates",
+		"/run/boxlite-turns", "/run/user/*/boxlite-turns",
 	} {
 		if ok, _ := filepath.Match(pattern, path); ok {
 			return true

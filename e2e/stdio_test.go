@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,6 +19,23 @@ func TestStdinIsPipedAndClosed(t *testing.T) {
 		// Without -i stdin is empty, not open for ever.
 		r = e.run("busybox", "sh", "-c", "cat; echo ended")
 		e.want("stdout without -i", r.stdout, "ended\n")
+	})
+}
+
+// A program may look what its stdin is before it reads it: without -i it is /dev/null, with it a pipe.
+func TestNullStdin(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		look := []string{"sh", "-c", "readlink /proc/self/fd/0; stat -L -c %F /dev/stdin"}
+		const null = "/dev/null\ncharacter special file"
+		id := e.start("--user", "1000", "busybox", "sleep", "1000")
+		e.want("exec", e.exec(append([]string{id}, look...)...), null)
+		for _, flags := range [][]string{nil, {"--user", "1000"}, {"--read-only"}} {
+			e.want(strings.Join(flags, " "), strings.TrimSpace(e.run(slices.Concat(flags, []string{"busybox"}, look)...).stdout), null)
+		}
+		r := e.dockerIn(strings.NewReader(""), e.runArgs("-i", "busybox", "stat", "-L", "-c", "%F", "/dev/stdin")...)
+		e.want("with -i", r.stdout, "fifo\n")
+		r = e.run("-v", "/dev:/dev", "busybox", "sh", "-c", "cat; echo ended")
+		e.want("with a /dev of its own", r.stdout, "ended\n")
 	})
 }
 

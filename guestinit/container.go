@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,9 @@ type container struct {
 	oom      *oomWatch     // nil where the kernel has no memory limits
 	children *reaper
 	init     *process
+	null     *os.File // /dev/null
+	// nullStdin says that the init has it for stdin.
+	nullStdin bool
 	// procs counts the proc mounts that have been made.
 	procs int
 	// steps records how it is built; nil for nobody wants to know.
@@ -46,7 +50,7 @@ type container struct {
 func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (*container, error) {
 	c := &container{
 		id: req.ID, spec: req.Spec, children: children, steps: steps, execs: map[string]*process{},
-		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init,
+		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init, null: ground.null, nullStdin: req.NullStdin,
 	}
 	if err := c.checkSpec(); err != nil {
 		return nil, err
@@ -351,26 +355,26 @@ func (c *container) finish() {
 		logf("kill what is left of the container: %v", err)
 	}
 	c.init.stdio.drain()
-	if err := flushShare(); err != nil {
-		logf("flush the share: %v", err)
-	}
+	flushShare()
 }
 
 // flushShare brings to the host what a process wrote through a memory mapping
 // and the kernel still holds. Everything else is there already, virtio-fs
 // writes through; so mostly there is nothing to do, which is well worth looking,
-// as a flush makes the host write its disk.
-func flushShare() error {
+// as a flush makes the host write its disk. The share stays mounted: its end is
+// the VM's.
+func flushShare() {
 	// Folds the counters of each CPU into the sums that meminfo shows.
 	if err := writeFile("/proc/sys/vm/stat_refresh", "1"); err != nil {
 		debugf("%v", err)
 	}
 	meminfo, err := readFile("/proc/meminfo")
-	if err == nil && !hasDirtyPages(meminfo) {
-		return unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH)
+	if err != nil {
+		logf("look for what is to be written: %v", err)
 	}
-	unix.Sync() // not syncfs: each mount of the host's below the share is a file system of its own
-	return unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH)
+	if err != nil || hasDirtyPages(meminfo) {
+		unix.Sync() // not syncfs: each mount of the host's below the share is a file system of its own
+	}
 }
 
 // hasDirtyPages reads /proc/meminfo.

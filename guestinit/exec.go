@@ -59,7 +59,7 @@ func (c *container) startExec(p *process, req *guestproto.ExecRequest) (pid int,
 		return 0, err
 	}
 	defer joins.close()
-	if err := onThread(func() error { return c.forkExec(p, req.Process, group, joins) }); err != nil {
+	if err := onThread(func() error { return c.forkExec(p, req, group, joins) }); err != nil {
 		return 0, err
 	}
 	if err := p.awaitReport(); err != nil {
@@ -77,14 +77,15 @@ func (c *container) startExec(p *process, req *guestproto.ExecRequest) (pid int,
 
 // forkExec forks an exec process. The calling thread joins the container's
 // namespaces first, so that the process is born in them.
-func (c *container) forkExec(p *process, spec *specs.Process, group *cgroup, joins scriptNamespaces) error {
+func (c *container) forkExec(p *process, req *guestproto.ExecRequest, group *cgroup, joins scriptNamespaces) error {
+	spec := req.Process
 	if err := joinNamespaces(c.init.pidfd, joinedNamespaces); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return guestproto.Errorf(guestproto.CodeNoProcess, "container not running")
 		}
 		return err
 	}
-	if err := c.openExecStdio(p, spec); err != nil {
+	if err := c.openExecStdio(p, req); err != nil {
 		return err
 	}
 	if err := makeDirs(filepath.Join("/", spec.Cwd), c.ids); err != nil {
@@ -111,13 +112,17 @@ func (c *container) forkExec(p *process, spec *specs.Process, group *cgroup, joi
 	return p.fork(c.children, 0, group.fd)
 }
 
-func (c *container) openExecStdio(p *process, spec *specs.Process) error {
+func (c *container) openExecStdio(p *process, req *guestproto.ExecRequest) error {
+	spec := req.Process
 	uid, gid := c.ids.uid(spec.User.UID), c.ids.gid(spec.User.GID)
 	if !spec.Terminal {
 		if err := p.stdio.openPipes(); err != nil {
 			return err
 		}
-		return p.stdio.chownPipes(uid, gid)
+		if err := p.stdio.chownPipes(uid, gid); err != nil || !req.NullStdin {
+			return err
+		}
+		return p.stdio.setStdin(c.null)
 	}
 	master, slave, err := openTerminal(uid, spec.ConsoleSize)
 	if err != nil {

@@ -1,5 +1,7 @@
 package main
 
+import "os"
+
 // groundwork is what every container needs and hardly any spec shapes, made before
 // there is one: a template has it, and so has each copy of the template from the
 // start.
@@ -10,6 +12,8 @@ type groundwork struct {
 	oom    *oomWatch
 	// init waits in the cgroup and in namespaces of its own.
 	init *process
+	// null is /dev/null.
+	null *os.File
 }
 
 // What an init that is forked ahead has room for: a long command line, and as
@@ -38,5 +42,9 @@ func layGroundwork(children *reaper, filter []byte) (*groundwork, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &groundwork{cgroup: group, filter: attached, oom: oom, init: init}, nil
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &groundwork{cgroup: group, filter: attached, oom: oom, init: init, null: null}, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 
 	"boxlite/internal/guestproto"
@@ -157,12 +158,23 @@ func newTimeNamespace(offsets map[string]specs.LinuxTimeOffset) error {
 	return nil
 }
 
-// openInitStdio gives a container init with a terminal its pty in place of the
-// pipes, now that the container's devpts is there. The init was forked without it,
-// so it opens it by its path.
+// openInitStdio gives a container init what it shall have in place of its pipes:
+// a pty, now that the container's devpts is there, or /dev/null for stdin. The
+// init was forked without them, so it opens them by their paths.
 func (c *container) openInitStdio() error {
 	p := c.spec.Process
-	if p == nil || !p.Terminal {
+	if p == nil {
+		return nil
+	}
+	s := c.init.script
+	if !p.Terminal {
+		if c.nullStdin {
+			c.init.stdio.dropStdin()
+		}
+		if c.nullStdin && !hasOwnDev(c.spec) { // what a /dev of the image's has in it nobody knows
+			s.must("close the pipe", unix.SYS_CLOSE, 0)
+			s.must("open /dev/null", unix.SYS_OPENAT, 0, s.cstring(os.DevNull), unix.O_RDWR, 0)
+		}
 		return nil
 	}
 	master, slave, err := openTerminal(c.ids.uid(p.User.UID), p.ConsoleSize)
@@ -174,7 +186,6 @@ func (c *container) openInitStdio() error {
 	if err := bindConsole(slave); err != nil {
 		return err
 	}
-	s := c.init.script
 	s.must("close the pipe", unix.SYS_CLOSE, 0)
 	s.must("open "+slave.Name(), unix.SYS_OPENAT, 0, s.cstring(slave.Name()), unix.O_RDWR|unix.O_NOCTTY, 0)
 	s.must("set up standard streams", unix.SYS_DUP3, 0, 1, 0)

@@ -76,6 +76,26 @@ func (s *stdio) chownPipes(uid, gid int) error {
 	return nil
 }
 
+// dropStdin closes the pipe for stdin: nobody will write into it.
+func (s *stdio) dropStdin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.ends[guestproto.Stdin].Close()
+	delete(s.ends, guestproto.Stdin)
+}
+
+// setStdin gives the process a copy of file in place of the pipe for stdin.
+func (s *stdio) setStdin(file *os.File) error {
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", file.Name(), err)
+	}
+	s.dropStdin()
+	_ = s.child[0].Close()
+	s.child[0] = os.NewFile(uintptr(fd), file.Name())
+	return nil
+}
+
 // setTerminal gives a process its pty; slave is open thrice for the child.
 func (s *stdio) setTerminal(master, slave *os.File) {
 	s.terminal = master

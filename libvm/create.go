@@ -114,6 +114,9 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	if spec.Linux != nil {
 		b.cfg.MountLabel = spec.Linux.MountLabel
 	}
+	if acc == accel.TCG {
+		defer r.awaitTurn()()
+	}
 	if err := b.run(); err != nil {
 		return nil, err
 	}

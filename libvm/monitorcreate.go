@@ -198,7 +198,7 @@ func (m *monitor) shareHostname() error {
 func (m *monitor) openStdio() error {
 	proc := m.cfg.Plan.Guest.Process
 	if proc == nil || !proc.Terminal {
-		m.stdio = Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+		m.stdio = pipes(os.Stdin, os.Stdout, os.Stderr)
 		return nil
 	}
 	slave, err := openConsole(m.cfg.ConsoleSocket, proc.ConsoleSize)
@@ -239,7 +239,7 @@ func (m *monitor) bootGuest() error {
 	}
 	greeted()
 	clockSet := m.setClock()
-	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter}
+	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, NullStdin: m.stdio.Stdin == nil}
 	if err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel)); err != nil {
 		return m.bootError(err)
 	}

@@ -101,13 +101,13 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	m.nextExec++
 	id := "exec" + strconv.Itoa(m.nextExec)
 	m.mu.Unlock()
-	req := guestproto.ExecRequest{ID: id, Process: p.Process, Cgroup: p.Cgroup}
-	if err := m.ask(guestproto.OpExec, req, nil); err != nil {
-		return refuse(err)
-	}
 	stdio := Stdio{Stdin: files[0], Stdout: files[1]}
 	if !p.Process.Terminal {
-		stdio.Stderr = files[2]
+		stdio = pipes(files[0], files[1], files[2])
+	}
+	req := guestproto.ExecRequest{ID: id, Process: p.Process, Cgroup: p.Cgroup, NullStdin: stdio.Stdin == nil}
+	if err := m.ask(guestproto.OpExec, req, nil); err != nil {
+		return refuse(err)
 	}
 	relay, err := startRelay(m.guest, id, stdio)
 	if err != nil {
@@ -122,7 +122,7 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 		end.Signal = int(unix.SIGKILL) // it died with the VM
 	}
 	relay.drain()
-	_ = stdio.Stdin.Close() // the relay may be blocked in a read of it and ends with it
+	_ = files[0].Close() // the relay may be blocked in a read of it and ends with it
 	return guestproto.WriteFrame(conn, execExit{Status: ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}})
 }
 

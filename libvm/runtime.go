@@ -33,6 +33,9 @@ type Runtime struct {
 	Accel string
 	// TemplateDir keeps saved VMs to start from. If it is empty every VM boots.
 	TemplateDir string
+	// TurnFile is where the starts of emulated VMs take turns, the same for all
+	// runtimes of a user. It is made when it is missing, and never removed.
+	TurnFile string
 	// Overrides are the VM's shape as flags ask for it.
 	Overrides Overrides
 	// Debug makes the guest log its steps to the console log.

@@ -7,14 +7,33 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"boxlite/internal/guestproto"
 )
 
 // Stdio are a process's standard streams on the host. With a terminal Stdin and
-// Stdout are the same tty and Stderr is nil. The relay owns them: it closes
-// Stdout and Stderr when the guest has closed its own.
+// Stdout are the same tty and Stderr is nil; otherwise Stdin is nil where it would
+// be /dev/null. The relay owns them: it closes Stdout and Stderr when the guest
+// has closed its own.
 type Stdio struct {
 	Stdin, Stdout, Stderr *os.File
+}
+
+// pipes is the stdio of a process without a terminal.
+func pipes(stdin, stdout, stderr *os.File) Stdio {
+	if isNull(stdin) {
+		stdin = nil
+	}
+	return Stdio{Stdin: stdin, Stdout: stdout, Stderr: stderr}
+}
+
+// isNull says that a file is /dev/null, under whatever name. The guest has one
+// of its own, and a program may look what its stdin is.
+func isNull(f *os.File) bool {
+	var st unix.Stat_t
+	err := unix.Fstat(int(f.Fd()), &st)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
 }
 
 // drainPatience is how long a process that has ended waits for a reader of its

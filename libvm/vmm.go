@@ -19,6 +19,7 @@ import (
 
 	"boxlite/internal/guestproto"
 	"boxlite/internal/trace"
+	"boxlite/libvm/accel"
 	"boxlite/libvm/parts"
 	"boxlite/libvm/qmp"
 	"boxlite/libvm/template"
@@ -84,6 +85,11 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 	confineQEMU := func() (err error) {
 		if v.memory, err = confine(files.root, p.QEMU, cfg.memoryMiB, cfg.kernel, cfg.initramfs); err != nil {
 			return err
+		}
+		if cfg.accel == accel.TCG {
+			if err := runAsBatch(); err != nil { // slower beside others, no more
+				log.Debug("QEMU keeps its scheduling policy", "error", err)
+			}
 		}
 		return dropPrivileges()
 	}
@@ -280,6 +286,20 @@ func startProcess(name, path string, args []string, confine func() error, log *s
 		return nil, err
 	}
 	return p, nil
+}
+
+// runAsBatch makes the calling thread, and what it executes, SCHED_BATCH if it
+// has the ordinary policy: it does not interrupt others of that when it wakes up
+// (sched(7)). QEMU's threads otherwise interrupt each other. The one that takes a
+// spin lock of the guest's wakes the other up, is interrupted by it, and is then
+// waited for with all the power that the emulator has.
+func runAsBatch() error {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil || attr.Policy != unix.SCHED_NORMAL {
+		return err
+	}
+	attr.Policy = unix.SCHED_BATCH
+	return unix.SchedSetAttr(0, attr, 0)
 }
 
 // dropPrivileges takes the capability bounding set from the calling thread, so

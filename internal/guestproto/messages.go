@@ -11,7 +11,7 @@ import (
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 1
+const Version = 2
 
 const (
 	// ControlPort is the name of the virtio-serial port
@@ -103,6 +103,9 @@ type CreateRequest struct {
 	// DeviceFilter is an eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, in
 	// the kernel's encoding, for the container's cgroup; empty for none.
 	DeviceFilter []byte `json:"deviceFilter,omitempty"`
+	// NullStdin gives the container init /dev/null for stdin, and no such stream
+	// to ask for. It says nothing of a process with a terminal.
+	NullStdin bool `json:"nullStdin,omitempty"`
 	// Trace asks for the steps in the reply; without it there is none.
 	Trace bool `json:"trace,omitempty"`
 }
@@ -137,6 +140,8 @@ type ExecRequest struct {
 	Process *specs.Process `json:"process"`
 	// Cgroup is a path below the container's own cgroup; empty is that itself.
 	Cgroup string `json:"cgroup,omitempty"`
+	// NullStdin is as in CreateRequest.
+	NullStdin bool `json:"nullStdin,omitempty"`
 }
 
 // ExecReply carries the new process's pid in the container's pid namespace.

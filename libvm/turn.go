@@ -1,0 +1,82 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Emulated VMs that start at the same moment take turns, as many of them at a
+// time as there are processors: twenty on two processors are all ready sooner
+// than if each got a tenth of one, and most of them much sooner. While its host
+// processor does something else, one processor of a VM keeps the other waiting,
+// and the emulator cannot tell that from work.
+const (
+	// turnPatience is how long a start waits for its turn at most.
+	turnPatience = 20 * time.Second
+	// turnLimit is how long a turn lasts at most: a hook may do what it likes
+	// meanwhile, and even start another container.
+	turnLimit = 5 * time.Second
+)
+
+// takeTurn waits until fewer than places others hold a turn at the file of that
+// path, which it makes if it is missing, or until patience is over. Release must
+// be called at the turn's end. The lock goes with the process that holds it, so
+// nobody waits for one that was killed.
+func takeTurn(path string, places int, patience time.Duration) (release func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("wait for a turn: %w", err)
+	}
+	release = sync.OnceFunc(func() { _ = f.Close() })
+	fd := f.Fd()
+	locked := make(chan error, 1)
+	go func() { locked <- lockPlace(fd, places) }()
+	select {
+	case err = <-locked:
+	case <-time.After(patience): // a lock that comes when the file is closed is none
+		err = fmt.Errorf("wait for a turn: none in %s", patience)
+	}
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// lockPlace locks one of the file's first bytes: one that is free, else it waits
+// for the one that its process id chooses. Unlike flock's, such locks
+// (F_OFD_SETLK, fcntl(2)) can be as many as there are bytes.
+func lockPlace(fd uintptr, places int) error {
+	lock := func(command, place int) error {
+		return unix.FcntlFlock(fd, command, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(place), Len: 1})
+	}
+	for place := range places {
+		if err := lock(unix.F_OFD_SETLK, place); !errors.Is(err, unix.EAGAIN) {
+			return err
+		}
+	}
+	for {
+		if err := lock(unix.F_OFD_SETLKW, os.Getpid()%places); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// awaitTurn is for a VM that is emulated. What keeps it from its turn is no error:
+// the VM starts all the same.
+func (r *Runtime) awaitTurn() (release func()) {
+	defer r.Trace.Begin("create: wait for a turn")()
+	release, err := takeTurn(r.TurnFile, runtime.NumCPU(), turnPatience)
+	if err != nil {
+		r.Log.Debug("started out of turn", "because", err)
+		return func() {}
+	}
+	time.AfterFunc(turnLimit, release)
+	return release
+}
