@@ -168,10 +168,11 @@ func (c *container) openInitStdio() error {
 	}
 	s := c.init.script
 	if !p.Terminal {
-		if c.nullStdin {
-			c.init.stdio.dropStdin()
+		if !c.nullStdin {
+			return nil
 		}
-		if c.nullStdin && !hasOwnDev(c.spec) { // what a /dev of the image's has in it nobody knows
+		c.init.stdio.dropStdin()
+		if !hasOwnDev(c.spec) { // what is in a /dev that is bound there nobody knows
 			s.must("close the pipe", unix.SYS_CLOSE, 0)
 			s.must("open /dev/null", unix.SYS_OPENAT, 0, s.cstring(os.DevNull), unix.O_RDWR, 0)
 		}

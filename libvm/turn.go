@@ -33,20 +33,24 @@ func takeTurn(path string, places int, patience time.Duration) (release func(), 
 	if err != nil {
 		return nil, fmt.Errorf("wait for a turn: %w", err)
 	}
-	release = sync.OnceFunc(func() { _ = f.Close() })
+	end := sync.OnceFunc(func() { _ = f.Close() })
 	fd := f.Fd()
 	locked := make(chan error, 1)
 	go func() { locked <- lockPlace(fd, places) }()
 	select {
 	case err = <-locked:
-	case <-time.After(patience): // a lock that comes when the file is closed is none
-		err = fmt.Errorf("wait for a turn: none in %s", patience)
+	case <-time.After(patience):
+		go func() { // not before: the wait is for a descriptor, which may be another file's once it is closed
+			<-locked
+			end()
+		}()
+		return nil, fmt.Errorf("wait for a turn: none in %s", patience)
 	}
 	if err != nil {
-		release()
-		return nil, err
+		end()
+		return nil, fmt.Errorf("wait for a turn: %w", err)
 	}
-	return release, nil
+	return end, nil
 }
 
 // lockPlace locks one of the file's first bytes: one that is free, else it waits
