@@ -315,6 +315,9 @@ func (m *monitor) bootError(err error) error {
 	said := ""
 	if m.vmm != nil {
 		said = m.vmm.qemu.lastWords() + m.vmm.virtiofsd.lastWords()
+		if !errors.Is(err, ErrVMLost) {
+			said += m.vmm.consoleEnd.stuckTasks(m.vmm.console)
+		}
 	}
 	return fmt.Errorf("start the VM (%s): %w%s%s", m.cfg.Accel, err, hint, said)
 }

@@ -31,9 +31,12 @@ const consoleLimit = 256 << 10
 // vmm is a running virtual machine: virtiofsd, QEMU and the sockets to them.
 type vmm struct {
 	control net.Conn // the guest's control port
+	console net.Conn // the guest's console
 	qmp     *qmp.Client
 	memory  *os.File // the guest's memory; closed once nobody copies it any more
 	log     *slog.Logger
+
+	consoleEnd *consoleEnd
 
 	virtiofsd *vmProcess
 	qemu      *vmProcess
@@ -105,7 +108,8 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 	spawned()
 	closeAll(lent)
 	lent = nil
-	go copyConsole(files.console, conns[2])
+	v.console, v.consoleEnd = conns[2], newConsoleEnd()
+	go copyConsole(files.console, v.consoleEnd, conns[2])
 	copied := make(chan error, 1)
 	if from != nil {
 		go func() { // while QEMU starts
@@ -185,11 +189,11 @@ func virtiofsdArgs(dialect parts.Dialect, fd int, dir string) []string {
 	}
 }
 
-// copyConsole keeps the first consoleLimit bytes of the guest's console and
+// copyConsole keeps the first consoleLimit bytes of the guest's console in w and
 // goes on reading, so that the guest never waits for it.
-func copyConsole(w io.Writer, r io.ReadCloser) {
-	_, _ = io.CopyN(w, r, consoleLimit) // the console is a help for the reader; the VM lives without it
-	_, _ = io.Copy(io.Discard, r)
+func copyConsole(w io.Writer, end *consoleEnd, r io.ReadCloser) {
+	_, _ = io.CopyN(io.MultiWriter(end, w), r, consoleLimit) // the console is a help for the reader; the VM lives without it
+	_, _ = io.Copy(end, r)
 	_ = r.Close()
 }
 

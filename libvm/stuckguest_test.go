@@ -1,0 +1,31 @@
+package libvm
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// testdata/tasks.txt is from a guest whose virtiofsd did not answer FUSE_INIT.
+func TestSummarizeTasks(t *testing.T) {
+	list, err := os.ReadFile("testdata/tasks.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = " (guest kernel: " +
+		"init 53 (D) in fuse_get_req < destroy_sched_domains_rcu < fuse_simple_request < fuse_do_getattr < fuse_permission < inode_permission < link_path_walk.part.0.constprop.0 < path_init; " +
+		"init 54 (S) in do_wait < kernel_wait4 < kill_orphaned_pgrp < do_syscall_64 < entry_SYSCALL_64_after_hwframe; " +
+		"init 59 (S) in schedule_hrtimeout_range_clock < check_preempt_wakeup < do_epoll_wait < set_next_entity < ep_destroy_wakeup_source < do_compat_epoll_pwait.part.0 < __x64_sys_epoll_pwait < do_syscall_64; " +
+		"init 57 (S) in ep_poll_callback < schedule_timeout < prepare_to_wait_exclusive < __skb_wait_for_more_packets < skb_attempt_defer_free < __unix_dgram_recvmsg < sock_read_iter < vfs_read)"
+	if got := summarizeTasks(string(list)); got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+func TestSummarizeTasksIsBounded(t *testing.T) {
+	frame := " ? " + strings.Repeat("x", 4096) + "+0x1/0x2\n"
+	task := "task:" + strings.Repeat("n", 4096) + " state:D stack:0 pid:1 ppid:0 flags:0x0\n" + strings.Repeat(frame, 100)
+	if got := summarizeTasks(strings.Repeat(task, 100)); len(got) > 4096 || !strings.Contains(got, "nnn") {
+		t.Errorf("%d bytes: %.200q", len(got), got)
+	}
+}
