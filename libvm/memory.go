@@ -2,6 +2,7 @@ package libvm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -55,10 +56,23 @@ func (m *monitor) growMemory(totalMiB int) error {
 		return fmt.Errorf("grow the VM's memory: %w", err)
 	}
 	device := map[string]any{"driver": "virtio-mem-pci", "id": "memory", "memdev": "growth", "requested-size": bytes, "bus": portID(memoryPort)}
-	if err := m.vmm.qmp.Execute(ctx, "device_add", device, nil); err != nil {
+	if err := m.whileStopped(func() error { return m.vmm.qmp.Execute(ctx, "device_add", device, nil) }); err != nil {
 		_ = m.vmm.qmp.Execute(ctx, "object-del", map[string]any{"id": "growth"}, nil) // for another attempt
 		return fmt.Errorf("grow the VM's memory: %w", err)
 	}
 	m.grownMiB = more
 	return nil
+}
+
+// whileStopped runs f while the processors of a VM that runs stand still: memory
+// is in the VM's map as soon as it is plugged in, and QEMU before 8.1.1 loses what
+// an emulated processor tells a device at that moment (kernels/README.md,
+// "Hotplug").
+func (m *monitor) whileStopped(f func() error) error {
+	m.paused.changing.Lock()
+	defer m.paused.changing.Unlock()
+	if err := m.qmp("stop"); err != nil {
+		return err
+	}
+	return errors.Join(f(), m.qmp("cont"))
 }
