@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"boxlite/guestinit/seccomp"
 	"boxlite/internal/guestproto"
 	"boxlite/internal/trace"
 
@@ -21,7 +20,7 @@ type container struct {
 	id       string
 	spec     *specs.Spec
 	ids      idMaps
-	filter   *seccomp.Filter // nil for none
+	filter   *guestproto.SeccompFilter // nil for none
 	cgroup   *cgroup
 	devices  *deviceFilter // nil for none
 	oom      *oomWatch     // nil where the kernel has no memory limits
@@ -49,7 +48,7 @@ type container struct {
 // failure leaves behind ends with the VM: the groundwork is used up.
 func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (*container, error) {
 	c := &container{
-		id: req.ID, spec: req.Spec, children: children, steps: steps, execs: map[string]*process{},
+		id: req.ID, spec: req.Spec, filter: req.Seccomp, children: children, steps: steps, execs: map[string]*process{},
 		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init, null: ground.null, nullStdin: req.NullStdin,
 	}
 	if err := c.checkSpec(); err != nil {
@@ -57,12 +56,6 @@ func createContainer(children *reaper, ground *groundwork, req *guestproto.Creat
 	}
 	if err := c.step("mount the share", mountShare); err != nil {
 		return nil, err
-	}
-	if s := c.spec.Linux.Seccomp; s != nil {
-		var err error
-		if c.filter, err = seccomp.Compile(s); err != nil {
-			return nil, fmt.Errorf("seccomp: %w", err)
-		}
 	}
 	if err := c.step("set up the cgroup", c.setupCgroup); err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)

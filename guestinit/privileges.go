@@ -3,8 +3,9 @@ package main
 import (
 	"fmt"
 	"slices"
+	"unsafe"
 
-	"boxlite/guestinit/seccomp"
+	"boxlite/internal/guestproto"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -98,7 +99,7 @@ func (s *script) become(user specs.User) {
 // execve. gate is called to append what shall come once nothing but the filter
 // is left to do. Loading a filter is itself a privilege, unless no_new_privs
 // gives them all up; then capabilities must be dropped under the filter.
-func (s *script) confine(p *specs.Process, filter *seccomp.Filter, gate func()) error {
+func (s *script) confine(p *specs.Process, filter *guestproto.SeccompFilter, gate func()) error {
 	sets, err := parseCapabilities(p.Capabilities)
 	if err != nil {
 		return err
@@ -132,11 +133,11 @@ type sockFprog struct {
 	filter uintptr
 }
 
-func (s *script) loadFilter(f *seccomp.Filter) {
+func (s *script) loadFilter(f *guestproto.SeccompFilter) {
 	if f == nil {
 		return
 	}
-	program := put(s, f.Program)
-	fprog := put(s, []sockFprog{{count: uint64(len(f.Program)), filter: program}})
+	count := len(f.Program) / int(unsafe.Sizeof(unix.SockFilter{}))
+	fprog := put(s, []sockFprog{{count: uint64(count), filter: s.bytes(f.Program)}})
 	s.must("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), fprog)
 }

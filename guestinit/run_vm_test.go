@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"boxlite/internal/guestproto"
+	"boxlite/libvm/seccomp"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -60,11 +61,16 @@ func look(t *testing.T, v *vm, probes []probe, edit func(*specs.Process)) {
 func TestContainer(t *testing.T) {
 	v := bootVM(t)
 	spec := dockerSpec(shell("trap 'exit 7' TERM; sleep 1000 & wait"))
-	profile, err := os.ReadFile("seccomp/testdata/default.json")
+	profile := new(specs.LinuxSeccomp)
+	raw, err := os.ReadFile("../libvm/seccomp/testdata/default.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal(profile, &spec.Linux.Seccomp); err != nil {
+	if err := json.Unmarshal(raw, profile); err != nil {
+		t.Fatal(err)
+	}
+	filter, err := seccomp.Compile(profile)
+	if err != nil {
 		t.Fatal(err)
 	}
 	limit, pids := int64(64<<20), int64(100)
@@ -72,7 +78,10 @@ func TestContainer(t *testing.T) {
 		Memory: &specs.LinuxMemory{Limit: &limit, Swap: &limit},
 		Pids:   &specs.LinuxPids{Limit: &pids},
 	}
-	v.start(spec)
+	v.ok(guestproto.OpCreate, guestproto.CreateRequest{
+		ID: "c1", Spec: spec, Seccomp: &guestproto.SeccompFilter{Program: filter.Encode(), Flags: filter.Flags},
+	}, nil)
+	v.ok(guestproto.OpStart, guestproto.StartRequest{}, nil)
 	look(t, v, []probe{
 		{"id", "uid=0(root) gid=0"},
 		{"cat /proc/1/cgroup", "0::/\n"},

@@ -44,7 +44,7 @@ func newServer(children *reaper, network *networkState, ground *groundwork) *ser
 		guestproto.OpOOM:     on(s.awaitOOM),
 		guestproto.OpForget:  on(s.forget),
 	}
-	learn(guestproto.Request{}, guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.WaitReply{})
+	learn(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.WaitReply{})
 	return s
 }
 
@@ -107,8 +107,8 @@ func (s *server) serve(port *controlPort) error {
 // answer reads the request that opens a stream and replies. It closes the
 // stream, except where raw bytes follow the reply.
 func (s *server) answer(stream *yamux.Stream) {
-	var req guestproto.Request
-	if err := guestproto.ReadFrame(stream, guestproto.MaxRequest, &req); err != nil {
+	req, err := guestproto.ReadRequest(stream)
+	if err != nil {
 		debugf("read request: %v", err)
 		_ = stream.Close()
 		return

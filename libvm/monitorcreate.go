@@ -239,7 +239,7 @@ func (m *monitor) bootGuest() error {
 	}
 	greeted()
 	clockSet := m.setClock()
-	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, NullStdin: m.stdio.Stdin == nil}
+	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp, NullStdin: m.stdio.Stdin == nil}
 	if err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel)); err != nil {
 		return m.bootError(err)
 	}

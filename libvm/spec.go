@@ -14,6 +14,7 @@ import (
 	"boxlite/internal/guestproto"
 	"boxlite/kernels"
 	"boxlite/libvm/devicefilter"
+	"boxlite/libvm/seccomp"
 )
 
 // Annotations of config.json that shape the VM. A flag of the same name, where
@@ -82,6 +83,8 @@ type Plan struct {
 	// DeviceFilter holds the device rules in the guest, see package
 	// devicefilter. It is empty for a privileged container and where no rule forbids.
 	DeviceFilter []byte
+	// Seccomp is the guest's filter, see package seccomp; nil for none.
+	Seccomp *guestproto.SeccompFilter `json:",omitempty"`
 	// Scratch is nil for a container without such a disk.
 	Scratch *Scratch `json:",omitempty"`
 	// Binds fill the share, the container's rootfs first.
@@ -139,8 +142,28 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 			return nil, err
 		}
 	}
+	if err := p.seccomp(); err != nil {
+		return nil, err
+	}
 	p.hostOnly(spec)
 	return p, nil
+}
+
+// seccomp compiles the filter, here: the guest may be emulated.
+func (p *Plan) seccomp() error {
+	s := p.Guest.Linux.Seccomp
+	if s == nil {
+		return nil
+	}
+	p.Guest.Linux.Seccomp = nil
+	filter, err := seccomp.Compile(s)
+	if err != nil {
+		return fmt.Errorf("linux.seccomp: %w", err)
+	}
+	if filter != nil {
+		p.Seccomp = &guestproto.SeccompFilter{Program: filter.Encode(), Flags: filter.Flags}
+	}
+	return nil
 }
 
 func copySpec(spec *specs.Spec) (*specs.Spec, error) {

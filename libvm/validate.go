@@ -206,7 +206,7 @@ func validateLinux(l *specs.Linux) error {
 	return nil
 }
 
-// validateSeccomp checks what the guest's compiler of filters does not see.
+// validateSeccomp checks what the compiler of filters does not see.
 func validateSeccomp(s *specs.LinuxSeccomp) error {
 	switch {
 	case s.ListenerPath != "":

@@ -21,7 +21,8 @@
 //	 |        ...update, stats, clock...          |
 //	 |<------------------- Reply to wait ---------|   all output is in the streams by then
 //
-// A frame is a 4-byte big-endian length and that many bytes of JSON, at most
+// A request is two frames, the operation's name and a body; a reply is one. A
+// frame is a 4-byte big-endian length and that many bytes of JSON, at most
 // [MaxRequest] towards the guest and [MaxReply] towards the host: the guest is
 // hostile, so the host never reads more than it has bounded beforehand.
 package guestproto

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -28,42 +29,70 @@ func WriteFrame(w io.Writer, v any) error {
 	if err != nil {
 		return err
 	}
-	frame := make([]byte, 4, 4+len(body))
-	binary.BigEndian.PutUint32(frame, uint32(len(body)))
-	_, err = w.Write(append(frame, body...))
+	_, err = w.Write(appendFrame(nil, body))
 	return err
+}
+
+func appendFrame(b, body []byte) []byte {
+	b = slices.Grow(b, 4+len(body))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))
+	return append(b, body...)
 }
 
 // ReadFrame reads one frame of at most limit bytes into v.
 func ReadFrame(r io.Reader, limit uint32, v any) error {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return err
-	}
-	size := binary.BigEndian.Uint32(head[:])
-	if size > limit {
-		return fmt.Errorf("%w: %d bytes, at most %d", ErrFrameTooLarge, size, limit)
-	}
-	body := make([]byte, size)
-	if _, err := io.ReadFull(r, body); err != nil {
+	body, err := readFrame(r, limit)
+	if err != nil {
 		return err
 	}
 	return json.Unmarshal(body, v)
+}
+
+func readFrame(r io.Reader, limit uint32) ([]byte, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint32(head[:])
+	if size > limit {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrFrameTooLarge, size, limit)
+	}
+	body := make([]byte, size)
+	_, err := io.ReadFull(r, body)
+	return body, err
+}
+
+// maxOp bounds the name of an operation, in bytes.
+const maxOp = 32
+
+// WriteRequest sends a request with a single Write. A nil body is none.
+func WriteRequest(w io.Writer, op Op, body any) (err error) {
+	var raw []byte
+	if body != nil {
+		if raw, err = json.Marshal(body); err != nil {
+			return err
+		}
+	}
+	_, err = w.Write(appendFrame(appendFrame(nil, []byte(op)), raw))
+	return err
+}
+
+// ReadRequest reads what WriteRequest has sent.
+func ReadRequest(r io.Reader) (req Request, err error) {
+	op, err := readFrame(r, maxOp)
+	if err != nil {
+		return req, err
+	}
+	req.Op = Op(op)
+	req.Body, err = readFrame(r, MaxRequest)
+	return req, err
 }
 
 // Call sends one request on a fresh stream and reads its reply into reply,
 // which may be nil. An error of the guest's own is an *Error. The stream stays
 // open: the caller closes it, or goes on with the raw bytes of OpStdio.
 func Call(stream io.ReadWriter, op Op, body, reply any) error {
-	req := Request{Op: op}
-	if body != nil {
-		raw, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		req.Body = raw
-	}
-	if err := WriteFrame(stream, req); err != nil {
+	if err := WriteRequest(stream, op, body); err != nil {
 		return fmt.Errorf("send %s: %w", op, err)
 	}
 	var rep Reply

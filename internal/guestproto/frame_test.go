@@ -75,9 +75,9 @@ func TestCall(t *testing.T) {
 			if err != nil {
 				return
 			}
-			var req Request
-			if err := ReadFrame(stream, MaxRequest, &req); err != nil {
-				t.Error(err)
+			req, err := ReadRequest(stream)
+			if err != nil || req.Op == OpExec && string(req.Body) != `{"id":"exec1","process":null}` {
+				t.Errorf("request = %+v, %v", req, err)
 			}
 			rep := Reply{Body: json.RawMessage(`{"pid":7}`)}
 			if req.Op != OpExec {

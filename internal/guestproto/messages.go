@@ -11,7 +11,7 @@ import (
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 2
+const Version = 3
 
 const (
 	// ControlPort is the name of the virtio-serial port
@@ -57,10 +57,11 @@ const (
 	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
 )
 
-// Request opens every stream.
+// Request opens every stream. On the wire it is two frames, the name of the
+// operation and its body: the guest, which may be emulated, reads the body once.
 type Request struct {
-	Op   Op              `json:"op"`
-	Body json.RawMessage `json:"body,omitempty"`
+	Op   Op
+	Body json.RawMessage // empty for none
 }
 
 // Reply answers a Request. Exactly one of Error and Body counts; both may be
@@ -103,11 +104,22 @@ type CreateRequest struct {
 	// DeviceFilter is an eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, in
 	// the kernel's encoding, for the container's cgroup; empty for none.
 	DeviceFilter []byte `json:"deviceFilter,omitempty"`
+	// Seccomp is the filter of the container's processes, which the spec does not
+	// hold; nil for none.
+	Seccomp *SeccompFilter `json:"seccomp,omitempty"`
 	// NullStdin gives the container init /dev/null for stdin, and no such stream
 	// to ask for. It says nothing of a process with a terminal.
 	NullStdin bool `json:"nullStdin,omitempty"`
 	// Trace asks for the steps in the reply; without it there is none.
 	Trace bool `json:"trace,omitempty"`
+}
+
+// SeccompFilter is a filter for seccomp(2).
+type SeccompFilter struct {
+	// Program is an array of struct sock_filter, in the machine's order.
+	Program []byte `json:"program"`
+	// Flags are SECCOMP_FILTER_FLAG_*.
+	Flags uint `json:"flags,omitempty"`
 }
 
 // CreateReply says how long what took.

@@ -1,6 +1,7 @@
 package seccomp
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,17 @@ type Filter struct {
 	Program []unix.SockFilter
 	// Flags are SECCOMP_FILTER_FLAG_*.
 	Flags uint
+}
+
+// Encode gives the program as the kernel reads it: an array of struct sock_filter.
+func (f *Filter) Encode() []byte {
+	var raw []byte
+	for _, i := range f.Program {
+		raw = binary.NativeEndian.AppendUint16(raw, i.Code)
+		raw = append(raw, i.Jt, i.Jf)
+		raw = binary.NativeEndian.AppendUint32(raw, i.K)
+	}
+	return raw
 }
 
 // maxProgram is the kernel's BPF_MAXINSNS.
