@@ -109,7 +109,8 @@ func (s *server) serve(port *controlPort) error {
 func (s *server) answer(stream *yamux.Stream) {
 	req, err := guestproto.ReadRequest(stream)
 	if err != nil {
-		debugf("read request: %v", err)
+		// The other side may come from another build and hear of it only so.
+		_ = reply(stream, nil, guestproto.Errorf(guestproto.CodeBadRequest, "protocol version %d: read request: %v", guestproto.Version, err))
 		_ = stream.Close()
 		return
 	}
