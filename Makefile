@@ -128,7 +128,7 @@ bench: all benchload ## boxlite beside runc, crun, runsc and bare QEMU, at most 
 	$(GO) run ./bench -json bench.json -plot docs/starts.svg
 
 .PHONY: bench-quick
-bench-quick: all benchload ## the same with few repetitions, about 80 seconds (root)
+bench-quick: all benchload ## the same with few repetitions, about a minute (root)
 	$(GO) run ./bench -quick
 
 .PHONY: bench-dind

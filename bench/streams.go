@@ -55,7 +55,7 @@ func streams(h *host, n repetitions, r *result) error {
 	if err != nil {
 		return err
 	}
-	for i := range n.streams + 1 { // the first round fills the host's page cache and does not count
+	for i := range n.unmeasured + n.streams {
 		for _, subject := range []struct {
 			name string
 			load func() (map[string]float64, error)
@@ -68,7 +68,7 @@ func streams(h *host, n repetitions, r *result) error {
 				return fmt.Errorf("streams with %s: %w", subject.name, err)
 			}
 			for name, u := range units {
-				if i > 0 {
+				if i >= n.unmeasured {
 					r.add(u.what, subject.name, u.unit, figures[name])
 				}
 			}
@@ -225,12 +225,12 @@ func stdout(h *host, n repetitions, r *result) error {
 	if err != nil {
 		return err
 	}
-	for i := range n.streams + 1 {
+	for i := range n.unmeasured + n.streams {
 		took, err := timeOutput(h.boxlite(), bundle, fmt.Sprintf("bench-stdout-%d", i))
 		if err != nil {
 			return err
 		}
-		if i > 0 {
+		if i >= n.unmeasured {
 			r.add("stdout into a pipe", warm, rate, stdoutMiB/took.Seconds())
 		}
 	}
