@@ -180,7 +180,7 @@ func TestTrace(t *testing.T) {
 		for _, e := range events {
 			took[e.Name] = e.Dur
 		}
-		for _, name := range []string{"create", "create: await the monitor", "await the guest's hello", "take the init", "start", "plug the network in", "exec"} {
+		for _, name := range []string{"create", "create: await the monitor", "await the guest's hello", "take the init", "start", "look at the network again", "exec"} {
 			if took[name] <= 0 {
 				e.Errorf("no step %q in the trace, or it took no time: %v", name, took)
 			}

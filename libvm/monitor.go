@@ -286,8 +286,8 @@ func (m *monitor) endVM() {
 	}
 }
 
-// start looks at the network namespace as it is now, gives the guest its
-// interfaces and lets the container init go.
+// start looks at the network namespace as it is now, gives the guest interfaces
+// that have come since create and lets the container init go.
 func (m *monitor) start(steps *trace.Recorder) (err error) {
 	m.mu.Lock() // not for longer: a signal may have to end what start waits for
 	started := m.started
@@ -301,21 +301,22 @@ func (m *monitor) start(steps *trace.Recorder) (err error) {
 		defer m.mu.Unlock()
 		m.started = err == nil
 	}()
-	plugged := steps.Begin("plug the network in")
+	plugged := steps.Begin("look at the network again")
 	wanted, err := m.net.plug(m.vmm.qmp, m.guest)
 	plugged()
 	if err != nil {
 		return err
 	}
-	if len(wanted.Interfaces)+len(m.net.links) == 0 && !wanted.DNSRelay {
-		wanted = nil // the guest has no NIC yet
-	}
-	req, timeout := guestproto.StartRequest{Network: wanted}, requestTimeout
+	req, timeout := guestproto.StartRequest{Network: m.net.news(wanted)}, requestTimeout
 	if m.cfg.Plan.Guest.Hooks != nil {
 		state := m.cfg.State
 		state.Pid = 1 // as the hooks see the container
 		req.State, timeout = &state, 0
 	}
-	defer steps.Begin("set up the network and start, in the guest")()
-	return m.guest.call(guestproto.OpStart, req, nil, timeout)
+	defer steps.Begin("start, in the guest")()
+	if err := m.guest.call(guestproto.OpStart, req, nil, timeout); err != nil {
+		return err
+	}
+	m.net.told = wanted
+	return nil
 }

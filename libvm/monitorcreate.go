@@ -238,10 +238,16 @@ func (m *monitor) bootGuest() error {
 		return m.bootError(ErrVMLost)
 	}
 	greeted()
+	networked := m.setUpNetwork()
 	clockSet := m.setClock()
 	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp, NullStdin: m.stdio.Stdin == nil}
-	if err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel)); err != nil {
+	err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel))
+	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile
+	if err != nil {
 		return m.bootError(err)
+	}
+	if netErr != nil {
+		return netErr
 	}
 	<-clockSet
 	if m.cfg.Plan.Guest.Process == nil {
@@ -270,6 +276,24 @@ func (m *monitor) bootGuest() error {
 		close(m.ended)
 	}()
 	return nil
+}
+
+// setUpNetwork gives the guest the interfaces that the container's network
+// namespace has already, beside what follows.
+func (m *monitor) setUpNetwork() <-chan error {
+	done := make(chan error, 1)
+	setUp := m.steps.Begin("set up the network")
+	go func() {
+		defer setUp()
+		wanted, err := m.net.plug(m.vmm.qmp, m.guest)
+		if err == nil && m.net.news(wanted) != nil {
+			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, requestTimeout); err == nil {
+				m.net.told = wanted
+			}
+		}
+		done <- err
+	}()
+	return done
 }
 
 // A clock is good enough that is behind by less than clockTolerance; on a busy

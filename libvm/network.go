@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"reflect"
 	"slices"
 
 	"github.com/moby/sys/userns"
@@ -25,7 +26,13 @@ type network struct {
 	host  bool     // the container asked for the host's network
 	nic   bool     // and has it
 	links []string // the interfaces that have been connected
+	ports []int    // the root ports that are left for more
+	dns   bool     // the guest's relay for Docker's resolver is served
 	id    string
+	// local is what the guest needs for clients in the namespace itself.
+	local guestproto.Network
+	// told is what the guest has made of its NICs.
+	told *guestproto.Network
 	// sandbox is the container whose network namespace this one joins, as a
 	// pod's member does. Its VM, which only keeps the namespaces, yields.
 	sandbox string
@@ -43,7 +50,7 @@ var hostNetwork = guestproto.Network{
 
 // openNetwork must be called before the monitor leaves the host's file systems.
 func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
-	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox}
+	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: []int{networkPort, lateNICPort}, told: &guestproto.Network{}}
 	if n.host {
 		return n, nil
 	}
@@ -60,7 +67,9 @@ func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 }
 
 // plug makes a NIC of the VM for every interface that the namespace has now and
-// returns what the guest shall make of them.
+// the VM does not, and returns what the guest shall make of all of them. It is for
+// create, where callers that set networks up beforehand or in a hook have done so,
+// and once more for start, until which others do.
 func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 	if n.host {
 		return &hostNetwork, n.plugHostNetwork(q)
@@ -73,13 +82,29 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 		return nil, fmt.Errorf("%d network interfaces: a VM takes at most %d", len(wanted.Interfaces), maxInterfaces)
 	}
 	wanted.DNSRelay = usesDockerResolver()
-	// The guest looks at the device when function 0 arrives: that comes last.
-	for i, iface := range slices.Backward(wanted.Interfaces) {
-		if err := n.plugOne(q, i, iface, &wanted); err != nil {
-			return nil, fmt.Errorf("interface %s: %w", iface.Name, err)
+	var more []guestproto.Interface
+	for _, iface := range wanted.Interfaces {
+		if !slices.Contains(n.links, iface.Name) {
+			more = append(more, iface)
 		}
 	}
-	if wanted.DNSRelay {
+	if len(more) > 0 {
+		if len(n.ports) == 0 {
+			return nil, fmt.Errorf("interface %s has come too late", more[0].Name)
+		}
+		port := n.ports[0]
+		n.ports = n.ports[1:]
+		// The guest looks at the device when function 0 arrives: that comes last.
+		for i, iface := range slices.Backward(more) {
+			if err := n.plugOne(q, port, i, iface, wanted.DNSRelay); err != nil {
+				return nil, fmt.Errorf("interface %s: %w", iface.Name, err)
+			}
+		}
+	}
+	wanted.Routes = slices.Concat(n.local.Routes, wanted.Routes)
+	wanted.Neighbours = slices.Concat(wanted.Neighbours, n.local.Neighbours)
+	if wanted.DNSRelay && !n.dns {
+		n.dns = true
 		stream, err := g.open(guestproto.OpDNS, nil, nil, requestTimeout)
 		if err != nil {
 			return nil, err
@@ -92,25 +117,34 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 	return &wanted, nil
 }
 
+// news returns what the guest has to be told for it to know what is wanted: nil if
+// it does.
+func (n *network) news(wanted *guestproto.Network) *guestproto.Network {
+	if reflect.DeepEqual(n.told, wanted) {
+		return nil
+	}
+	return wanted
+}
+
 // plugOne connects an interface through a tap to a NIC, which becomes the i-th
-// function of the device in the network's root port. It adds to wanted what the
-// guest needs for clients in the namespace itself, which only programs of an
-// ordinary user are: the port forwarder of rootless podman.
-func (n *network) plugOne(q *qmp.Client, i int, iface guestproto.Interface, wanted *guestproto.Network) error {
+// function of the device in the root port. It adds to local what the guest needs
+// for clients in the namespace itself, which only programs of an ordinary user
+// are: the port forwarder of rootless podman.
+func (n *network) plugOne(q *qmp.Client, port, i int, iface guestproto.Interface, hostResolver bool) error {
 	tap, err := hostnet.Attach(nil, iface.Name, hostnet.Options{
-		DevDir: n.dev, HostResolver: wanted.DNSRelay, Local: userns.RunningInUserNS(), Owner: n.id, Yielding: n.sandbox,
+		DevDir: n.dev, HostResolver: hostResolver, Local: userns.RunningInUserNS(), Owner: n.id, Yielding: n.sandbox,
 	})
 	if err != nil {
 		return err
 	}
 	n.links = append(n.links, iface.Name)
 	if tap.Route != nil {
-		wanted.Routes = append([]guestproto.Route{*tap.Route}, wanted.Routes...)
-		wanted.Neighbours = append(wanted.Neighbours, *tap.Neighbour)
+		n.local.Routes = append([]guestproto.Route{*tap.Route}, n.local.Routes...)
+		n.local.Neighbours = append(n.local.Neighbours, *tap.Neighbour)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
-	name := fmt.Sprintf("net%d", i)
+	name := fmt.Sprintf("net%d", len(n.links)-1)
 	if err := q.ExecuteWithFile(ctx, "getfd", map[string]any{"fdname": name}, nil, tap.File); err != nil {
 		return err
 	}
@@ -120,7 +154,7 @@ func (n *network) plugOne(q *qmp.Client, i int, iface guestproto.Interface, want
 	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "tap", "id": name, "fd": name}, nil); err != nil {
 		return err
 	}
-	device := nic(name, i, iface.MAC)
+	device := nic(name, port, i, iface.MAC)
 	if iface.MTU >= minHostMTU {
 		device["host_mtu"] = iface.MTU
 	}
@@ -138,16 +172,16 @@ func (n *network) plugHostNetwork(q *qmp.Client) error {
 	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "user", "id": name}, nil); err != nil {
 		return err
 	}
-	err := q.Execute(ctx, "device_add", nic(name, 0, hostNetworkMAC), nil)
+	err := q.Execute(ctx, "device_add", nic(name, networkPort, 0, hostNetworkMAC), nil)
 	n.nic = err == nil
 	return err
 }
 
-// nic describes the NIC of a netdev as the i-th function of the device in the
-// network's root port.
-func nic(netdev string, i int, mac string) map[string]any {
+// nic describes the NIC of a netdev as the i-th function of the device in the root
+// port.
+func nic(netdev string, port, i int, mac string) map[string]any {
 	return map[string]any{
-		"driver": "virtio-net-pci", "id": "nic" + netdev, "netdev": netdev, "bus": portID(networkPort),
+		"driver": "virtio-net-pci", "id": "nic" + netdev, "netdev": netdev, "bus": portID(port),
 		"addr": fmt.Sprintf("0.%d", i), "multifunction": true, "mac": mac, "disable-legacy": "on", "romfile": "",
 	}
 }
