@@ -32,5 +32,6 @@ func (r *result) draw(path string) error {
 	}
 	p.Add(plotter.NewGrid())
 	p.NominalX(names...)
+	p.X.Min, p.X.Max = -0.7, float64(len(names))-0.3 // room for the outer names
 	return p.Save(vg.Points(560), vg.Points(320), path)
 }

@@ -44,7 +44,7 @@ func (c *consoleEnd) Write(p []byte) (int, error) {
 }
 
 // stuckTasks asks the guest's kernel what keeps the guest and returns that for an
-// error; nothing if the kernel does not answer either.
+// error, or that the kernel does not answer either.
 func (c *consoleEnd) stuckTasks(console net.Conn) string {
 	deadline := time.Now().Add(tasksTimeout)
 	if err := console.SetWriteDeadline(deadline); err != nil {
