@@ -178,15 +178,17 @@ ip -n bxns addr add 192.0.2.3/24 dev eth7; ip -n bxns link set lo up; ip -n bxns
 	})
 }
 
+// madeNetwork is what can be seen of bxns.
+func (h *hand) madeNetwork() string {
+	return h.shOut("ip -n bxns -o link show | awk '{print $2,$3}'; ip -n bxns -o addr show | awk '{print $2,$4}'; tc -n bxns qdisc show; tc -n bxns filter show dev eth7 ingress")
+}
+
 // A network namespace made beforehand is joined, not replaced, and is as it was when the container is gone.
 func TestNetworkNamespaceFromPath(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		h := e.byHand()
 		b := h.inMadeNetwork("path-net", "ip -4 -o addr show dev eth7; ping -c 1 -W 20 192.0.2.1 && echo pinged")
-		show := func() string {
-			return h.shOut("ip -n bxns -o link show | awk '{print $2,$3}'; ip -n bxns -o addr show | awk '{print $2,$4}'; tc -n bxns qdisc show; tc -n bxns filter show dev eth7 ingress")
-		}
-		before := show()
+		before := h.madeNetwork()
 		c := h.create(b)
 		c.start()
 		out := c.out.wait()
@@ -194,9 +196,21 @@ func TestNetworkNamespaceFromPath(t *testing.T) {
 		h.wantPart("stdout", out, "pinged\n")
 		c.end()
 		h.must("delete", b.id)
-		if err := waitFor("the namespace is as before", func() bool { return show() == before }); err != nil {
-			h.Errorf("%v: %s, before: %s", err, show(), before)
+		if err := waitFor("the namespace is as before", func() bool { return h.madeNetwork() == before }); err != nil {
+			h.Errorf("%v: %s, before: %s", err, h.madeNetwork(), before)
 		}
+	})
+}
+
+// A container that cannot be made has been in the namespace too.
+func TestFailedCreateLeavesTheNetworkAsItWas(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		b := h.inMadeNetwork("failed-net", "true")
+		h.noErr(os.Remove(b.rootfs("bin/sh")))
+		before := h.madeNetwork()
+		h.wantFail("sh", "create", "--bundle", b.dir, b.id)
+		h.want("the namespace", h.madeNetwork(), before)
 	})
 }
 

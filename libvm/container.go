@@ -220,11 +220,7 @@ func (c *Container) Delete(force bool) error {
 	if err := c.destroyCgroup(); err != nil {
 		return err
 	}
-	if c.NetNS != "" {
-		if err := restoreNetwork(c.NetNS, c.ID); err != nil {
-			c.rt.Log.Warn("network namespace", "id", c.ID, "path", c.NetNS, "error", err)
-		}
-	}
+	c.restoreNetwork()
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
 	}
@@ -232,6 +228,17 @@ func (c *Container) Delete(force bool) error {
 		c.rt.Log.Warn(err.Error(), "id", c.ID)
 	}
 	return nil
+}
+
+// restoreNetwork gives a namespace that outlives the container back as it was,
+// after a monitor that was killed.
+func (c *Container) restoreNetwork() {
+	if c.NetNS == "" {
+		return
+	}
+	if err := restoreNetwork(c.NetNS, c.ID); err != nil {
+		c.rt.Log.Warn("network namespace", "id", c.ID, "path", c.NetNS, "error", err)
+	}
 }
 
 func (c *Container) destroyCgroup() error {

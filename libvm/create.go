@@ -433,6 +433,7 @@ func (b *birth) undo() error {
 	if b.monitor != nil {
 		_ = b.monitor.Process.Kill()
 		_ = b.monitor.Wait() // how it ended is known from what brought us here
+		b.c.restoreNetwork()
 	}
 	if b.cgroup != nil {
 		errs = append(errs, b.cgroup.Destroy())

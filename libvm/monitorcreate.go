@@ -340,7 +340,7 @@ func (m *monitor) bootError(err error) error {
 	if m.vmm != nil {
 		said = m.vmm.qemu.lastWords() + m.vmm.virtiofsd.lastWords()
 		if !errors.Is(err, ErrVMLost) {
-			said += m.vmm.consoleEnd.stuckTasks(m.vmm.console)
+			said += m.vmm.console.stuckTasks()
 		}
 	}
 	return fmt.Errorf("start the VM (%s): %w%s%s", m.cfg.Accel, err, hint, said)

@@ -104,11 +104,11 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 	wanted.Routes = slices.Concat(n.local.Routes, wanted.Routes)
 	wanted.Neighbours = slices.Concat(wanted.Neighbours, n.local.Neighbours)
 	if wanted.DNSRelay && !n.dns {
-		n.dns = true
 		stream, err := g.open(guestproto.OpDNS, nil, nil, requestTimeout)
 		if err != nil {
 			return nil, err
 		}
+		n.dns = true
 		go func() {
 			err := hostnet.ServeDNS(context.Background(), nil, stream) // ends with the VM
 			n.log.Debug("DNS relay has ended", "error", err)

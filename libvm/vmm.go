@@ -25,18 +25,13 @@ import (
 	"boxlite/libvm/template"
 )
 
-// consoleLimit bounds what a guest can write into its console log, in bytes.
-const consoleLimit = 256 << 10
-
 // vmm is a running virtual machine: virtiofsd, QEMU and the sockets to them.
 type vmm struct {
 	control net.Conn // the guest's control port
-	console net.Conn // the guest's console
+	console *guestConsole
 	qmp     *qmp.Client
 	memory  *os.File // the guest's memory; closed once nobody copies it any more
 	log     *slog.Logger
-
-	consoleEnd *consoleEnd
 
 	virtiofsd *vmProcess
 	qemu      *vmProcess
@@ -108,8 +103,8 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 	spawned()
 	closeAll(lent)
 	lent = nil
-	v.console, v.consoleEnd = conns[2], newConsoleEnd()
-	go copyConsole(files.console, v.consoleEnd, conns[2])
+	v.console = newGuestConsole(conns[2])
+	go v.console.copy(files.console)
 	copied := make(chan error, 1)
 	if from != nil {
 		go func() { // while QEMU starts
@@ -187,14 +182,6 @@ func virtiofsdArgs(dialect parts.Dialect, fd int, dir string) []string {
 		fmt.Sprintf("--fd=%d", fd), "-o", "source=" + dir, "-o", "cache=always", "-o", "timeout=1", "-o", "xattr", "-o", "announce_submounts",
 		"-o", "modcaps=+sys_admin:+mknod", "-o", "xattrmap=:map:trusted.:user.virtiofs.:", "-o", "sandbox=namespace", "-o", "log_level=err",
 	}
-}
-
-// copyConsole keeps the first consoleLimit bytes of the guest's console in w and
-// goes on reading, so that the guest never waits for it.
-func copyConsole(w io.Writer, end *consoleEnd, r io.ReadCloser) {
-	_, _ = io.CopyN(io.MultiWriter(end, w), r, consoleLimit) // the console is a help for the reader; the VM lives without it
-	_, _ = io.Copy(end, r)
-	_ = r.Close()
 }
 
 // plugShare gives the VM its share. A guest that has not come to look for devices

@@ -124,7 +124,7 @@ type SeccompFilter struct {
 
 // CreateReply says how long what took.
 type CreateReply struct {
-	// Steps count from the arrival of the request.
+	// Steps count from when the guest has read the request.
 	Steps []trace.Span `json:"steps"`
 }
 

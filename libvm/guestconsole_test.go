@@ -1,6 +1,9 @@
 package libvm
 
 import (
+	"bytes"
+	"io"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -19,6 +22,42 @@ func TestSummarizeTasks(t *testing.T) {
 		"init 57 (S) in ep_poll_callback < schedule_timeout < prepare_to_wait_exclusive < __skb_wait_for_more_packets < skb_attempt_defer_free < __unix_dgram_recvmsg < sock_read_iter < vfs_read)"
 	if got := summarizeTasks(string(list)); got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+// The kernel's side of the conversation is from testdata/tasks.txt; what the guest
+// wrote before it was asked, the mark of the end too, counts for nothing.
+func TestStuckTasks(t *testing.T) {
+	list, err := os.ReadFile("testdata/tasks.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, guest := net.Pipe()
+	defer guest.Close()
+	c := newGuestConsole(host)
+	var log bytes.Buffer
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		c.copy(&log)
+	}()
+	if _, err := guest.Write([]byte(endOfTasks + "\n")); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		question := make([]byte, len(askForTasks))
+		if _, err := io.ReadFull(guest, question); err != nil || string(question) != askForTasks {
+			t.Errorf("asked %q, %v", question, err)
+		}
+		_, _ = guest.Write(list)
+	}()
+	if got, want := c.stuckTasks(), summarizeTasks(string(list)); got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	_ = guest.Close()
+	<-copied
+	if want := endOfTasks + "\n" + string(list); log.String() != want {
+		t.Errorf("the log has %d bytes, not the %d that the guest wrote", log.Len(), len(want))
 	}
 }
 
