@@ -35,36 +35,44 @@ func TestStuckTasks(t *testing.T) {
 	host, guest := net.Pipe()
 	defer guest.Close()
 	c := newGuestConsole(host)
-	var log bytes.Buffer
-	copied := make(chan struct{})
+	log, logged := io.Pipe()
 	go func() {
-		defer close(copied)
-		c.copy(&log)
+		c.copy(logged)
+		_ = logged.Close()
 	}()
-	if _, err := guest.Write([]byte(endOfTasks + "\n")); err != nil {
+	const before = endOfTasks + "\n"
+	if _, err := guest.Write([]byte(before)); err != nil {
 		t.Fatal(err)
 	}
+	// In the log, so the console has counted it before it is asked.
+	if _, err := io.ReadFull(log, make([]byte, len(before))); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan []byte)
+	go func() {
+		rest, _ := io.ReadAll(log)
+		answered <- rest
+	}()
 	go func() {
 		question := make([]byte, len(askForTasks))
 		if _, err := io.ReadFull(guest, question); err != nil || string(question) != askForTasks {
 			t.Errorf("asked %q, %v", question, err)
 		}
 		_, _ = guest.Write(list)
+		_ = guest.Close()
 	}()
 	if got, want := c.stuckTasks(), summarizeTasks(string(list)); got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
-	_ = guest.Close()
-	<-copied
-	if want := endOfTasks + "\n" + string(list); log.String() != want {
-		t.Errorf("the log has %d bytes, not the %d that the guest wrote", log.Len(), len(want))
+	if rest := <-answered; !bytes.Equal(rest, list) {
+		t.Errorf("the log has %d bytes of the answer, not the %d that the guest wrote", len(rest), len(list))
 	}
 }
 
 func TestSummarizeTasksIsBounded(t *testing.T) {
-	frame := " ? " + strings.Repeat("x", 4096) + "+0x1/0x2\n"
-	task := "task:" + strings.Repeat("n", 4096) + " state:D stack:0 pid:1 ppid:0 flags:0x0\n" + strings.Repeat(frame, 100)
-	if got := summarizeTasks(strings.Repeat(task, 100)); len(got) > 4096 || !strings.Contains(got, "nnn") {
+	frame := " ? " + strings.Repeat("x", 1024) + "+0x1/0x2\n"
+	task := "task:" + strings.Repeat("n", 4096) + " state:D stack:0 pid:1 ppid:0 flags:0x0\n" + strings.Repeat(frame, 2*mostFrames)
+	if got := summarizeTasks(strings.Repeat(task, 2*mostTasks)); len(got) > 4096 || !strings.Contains(got, "nnn") {
 		t.Errorf("%d bytes: %.200q", len(got), got)
 	}
 }
