@@ -107,8 +107,8 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 		Commands: []*cli.Command{
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
 			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand,
-			templateCommand, specCommand, featuresCommand, checkCommand,
-			monitorCommand, execProcessCommand,
+			templateCommand, standbyCommand, specCommand, featuresCommand, checkCommand,
+			monitorCommand, execProcessCommand, standbyKeeperCommand,
 		},
 		DisableSliceFlagSeparator: true,
 		HideHelpCommand:           true,

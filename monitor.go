@@ -14,24 +14,30 @@ import (
 	"boxlite/libvm"
 )
 
-// The two commands of this file are how boxlite starts itself: their
-// descriptor 3 is the connection to the command that started them.
+// The commands of this file are how boxlite starts itself: their descriptor 3 is
+// the connection to the command that started them.
 
 var monitorCommand = &cli.Command{
 	Name:      "monitor",
 	Hidden:    true,
 	ArgsUsage: "ID",
-	Action:    func(c *cli.Context) error { return beLongLived(c, libvm.RunMonitor) },
+	Action:    func(c *cli.Context) error { return beLongLived(c, libvm.RunMonitor, monitorLog) },
 }
 
 var execProcessCommand = &cli.Command{
 	Name:      "exec-process",
 	Hidden:    true,
 	ArgsUsage: "ID",
-	Action:    func(c *cli.Context) error { return beLongLived(c, libvm.RunExec) },
+	Action:    func(c *cli.Context) error { return beLongLived(c, libvm.RunExec, monitorLog) },
 }
 
-func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int) error {
+var standbyKeeperCommand = &cli.Command{
+	Name:   "standby-keeper",
+	Hidden: true,
+	Action: func(c *cli.Context) error { return beLongLived(c, libvm.RunKeeper, givenLog) },
+}
+
+func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int, log func(*cli.Context) (*slog.Logger, error)) error {
 	name := []byte("boxlite\x00") // started as /proc/self/exe, it would show as "exe"
 	if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0); err != nil {
 		return err
@@ -41,7 +47,7 @@ func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int) err
 	if err := errors.Join(err, f.Close()); err != nil {
 		return errors.New("this command is for boxlite's own use")
 	}
-	logger, err := monitorLog(c)
+	logger, err := log(c)
 	if err != nil {
 		return err
 	}
@@ -53,7 +59,7 @@ func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int) err
 // container's.
 func monitorLog(c *cli.Context) (*slog.Logger, error) {
 	if c.String("log") != "" {
-		return c.App.Metadata["logs"].(*logOutput).logger, nil
+		return givenLog(c)
 	}
 	root, err := stateRoot(c)
 	if err != nil {
@@ -62,4 +68,9 @@ func monitorLog(c *cli.Context) (*slog.Logger, error) {
 	logs := &logOutput{}
 	err = logs.open(filepath.Join(root, c.Args().First(), "monitor.log"), c.String("log-format"), c.Bool("debug"))
 	return logs.logger, err
+}
+
+// givenLog is the log of the global flags.
+func givenLog(c *cli.Context) (*slog.Logger, error) {
+	return c.App.Metadata["logs"].(*logOutput).logger, nil
 }

@@ -29,8 +29,7 @@ var templateCreateCommand = &cli.Command{
 	Usage: "boot VMs and save them, and print their keys",
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "kernel", Usage: "lean or net (default: one template of each)"},
-		&cli.IntFlag{Name: "vcpus", Usage: "processors of the VM (default: the host's number)"},
-		&cli.IntFlag{Name: "memory", Usage: "`MiB` of the VM (default: 1024)"},
+		vcpusFlag, memoryFlag,
 	},
 	Action: func(c *cli.Context) error {
 		rt, err := newRuntime(c)
@@ -55,6 +54,12 @@ var templateCreateCommand = &cli.Command{
 		return nil
 	},
 }
+
+// The shape of a VM without a container.
+var (
+	vcpusFlag  = &cli.IntFlag{Name: "vcpus", Usage: "processors of the VM (default: the host's number)"}
+	memoryFlag = &cli.IntFlag{Name: "memory", Usage: "`MiB` of the VM (default: 1024)"}
+)
 
 var templateListCommand = &cli.Command{
 	Name:  "list",

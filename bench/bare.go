@@ -32,7 +32,7 @@ func boxliteCommands(h *host, flags ...string) (c commands, err error) {
 	if err != nil {
 		return c, err
 	}
-	s := h.subjects[slices.IndexFunc(h.subjects, func(s subject) bool { return s.name == cold })]
+	s := h.subject(cold)
 	s.flags = append(slices.Clone(s.flags), flags...)
 	if err := s.detached("create", "--bundle", bundle, id); err != nil {
 		return c, err

@@ -22,6 +22,16 @@ type subject struct {
 	name  string
 	bin   string
 	flags []string
+	// settle waits until it is as before a container that has been started; nil for at once.
+	settle func() error
+}
+
+// started is to be called after each container.
+func (s subject) started() error {
+	if s.settle == nil {
+		return nil
+	}
+	return s.settle()
 }
 
 // The two ways of boxlite to start a container.
@@ -71,8 +81,8 @@ func newHost(work string, o options) (*host, error) {
 		h.subjects = append(h.subjects, s)
 	}
 	h.subjects = append(h.subjects,
-		subject{cold, o.boxlite, []string{"--template", "off"}},
-		subject{warm, o.boxlite, nil})
+		subject{name: cold, bin: o.boxlite, flags: []string{"--template", "off"}},
+		subject{name: warm, bin: o.boxlite})
 	if h.busybox, err = exec.LookPath("busybox"); err != nil {
 		return nil, err
 	}
@@ -88,6 +98,9 @@ func newHost(work string, o options) (*host, error) {
 	if h.commands, err = boxliteCommands(h); err != nil {
 		return nil, err
 	}
+	if err := h.addStandby(o.boxlite); err != nil {
+		return nil, err
+	}
 	return h, h.startDocker()
 }
 
@@ -97,7 +110,11 @@ func (h *host) docker() []subject {
 }
 
 // boxlite is it as its users have it.
-func (h *host) boxlite() subject { return h.subjects[len(h.subjects)-1] }
+func (h *host) boxlite() subject { return h.subject(warm) }
+
+func (h *host) subject(name string) subject {
+	return h.subjects[slices.IndexFunc(h.subjects, func(s subject) bool { return s.name == name })]
+}
 
 // makeNamespaces fits /proc, /sys and /run to the new namespaces.
 func makeNamespaces() error {

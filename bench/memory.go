@@ -26,6 +26,9 @@ func idleMemory(h *host, n repetitions, r *result) error {
 				return err
 			}
 			ids = append(ids, id)
+			if err := s.started(); err != nil {
+				return err
+			}
 		}
 		time.Sleep(settle)
 		for _, id := range ids {

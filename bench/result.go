@@ -65,7 +65,7 @@ func (r *result) row(what, runtime string) *row {
 // median of a row's values.
 func (x *row) median() float64 { return quantile(slices.Sorted(slices.Values(x.Values)), 0.5) }
 
-// alternate times f n times on each subject, in turns. The first round does not count.
+// alternate times f, which starts a container, n times on each subject, in turns. The first round does not count.
 func (r *result) alternate(what string, n int, subjects []subject, f func(s subject, id string) error) error {
 	for i := range n + 1 {
 		for _, s := range subjects {
@@ -75,6 +75,9 @@ func (r *result) alternate(what string, n int, subjects []subject, f func(s subj
 			}
 			if i > 0 {
 				r.add(what, s.name, seconds, time.Since(began).Seconds())
+			}
+			if err := s.started(); err != nil {
+				return err
 			}
 		}
 	}

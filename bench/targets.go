@@ -48,10 +48,18 @@ func targets(r *result) []target {
 		{What: "(docker run, warm - runc) / restore by hand", Got: (m(dockerRun, warm) - m(dockerRun, "runc")) / warmFloor, Limit: 1.3},
 		{What: "docker exec, warm - runc, s", Got: m(dockerExec, warm) - m(dockerExec, "runc"), Limit: 0.08},
 	}
+	list = append(list,
+		target{What: "run true, standby / restore by hand", Got: m(run, standby) / warmFloor, Limit: 1.5},
+		target{What: "run true, standby / cold", Got: m(run, standby) / m(run, cold), Limit: 0.35},
+		target{What: "(docker run, standby - runc) / restore by hand", Got: (m(dockerRun, standby) - m(dockerRun, "runc")) / warmFloor, Limit: 1.3})
 	if x := r.row(run, "runsc"); x != nil {
-		list = append(list, target{What: "run true, warm / runsc", Got: m(run, warm) / x.median(), Limit: 2})
+		list = append(list,
+			target{What: "run true, warm / runsc", Got: m(run, warm) / x.median(), Limit: 2},
+			target{What: "run true, standby / runsc", Got: m(run, standby) / x.median(), Limit: 2})
 	}
-	list = append(list, target{What: "idle container, MiB of PSS", Got: r.idlePSS(warm), Limit: 90})
+	list = append(list,
+		target{What: "idle container, MiB of PSS", Got: r.idlePSS(warm), Limit: 90},
+		target{What: "idle container, standby, MiB of PSS", Got: r.idlePSS(standby), Limit: 90})
 	for _, row := range r.Rows {
 		switch {
 		case strings.Contains(row.What, "at once"):

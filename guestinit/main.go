@@ -52,7 +52,7 @@ func main() {
 	check("prepare for a container", prepared())
 	network, err := newNetworkState()
 	check("prepare for a network", err)
-	server := newServer(children, network, ground)
+	server := newServer(children, network, ground, filter)
 	// Last: this tells the monitor that the guest is ready, to be saved as a
 	// template or to be spoken to.
 	port, err := openControlPort(device)

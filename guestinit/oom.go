@@ -21,6 +21,8 @@ type oomWatch struct {
 	kills uint64
 	err   error         // why it counts no more
 	more  chan struct{} // closed and replaced when any of it has changed
+
+	changes *os.File
 }
 
 // watchOOM begins to count for a cgroup in which nothing has been killed yet.
@@ -35,9 +37,8 @@ func watchOOM(g *cgroup) (*oomWatch, error) {
 	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
 		return nil, errors.Join(fmt.Errorf("watch %s: %w", path, err), changes.Close())
 	}
-	w := &oomWatch{more: make(chan struct{})}
+	w := &oomWatch{more: make(chan struct{}), changes: changes}
 	go func() {
-		defer changes.Close()
 		buf := make([]byte, 4096)
 		for {
 			_, err := changes.Read(buf)
@@ -51,6 +52,9 @@ func watchOOM(g *cgroup) (*oomWatch, error) {
 	}()
 	return w, nil
 }
+
+// close ends the counting, which is an error to those who await.
+func (w *oomWatch) close() { _ = w.changes.Close() }
 
 func (w *oomWatch) note(kills uint64, err error) {
 	w.mu.Lock()

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -21,6 +22,8 @@ type controlPort struct {
 	file *os.File
 	// epoll tells, edge-triggered, of changes of the port.
 	epoll int
+	// ahead is what peek has read.
+	ahead []byte
 }
 
 // findControlPort returns the device of the port that has the name.
@@ -88,7 +91,28 @@ func (p *controlPort) awaitHost() error {
 	}
 }
 
-func (p *controlPort) Read(b []byte) (int, error)  { return p.file.Read(b) }
+// peek says whether the next byte is what. If so it has been read.
+func (p *controlPort) peek(what byte) (bool, error) {
+	next := make([]byte, 1)
+	if _, err := io.ReadFull(p, next); err != nil {
+		return false, err
+	}
+	if next[0] == what {
+		return true, nil
+	}
+	p.ahead = next
+	return false, nil
+}
+
+func (p *controlPort) Read(b []byte) (int, error) {
+	if len(p.ahead) > 0 {
+		n := copy(b, p.ahead)
+		p.ahead = p.ahead[n:]
+		return n, nil
+	}
+	return p.file.Read(b)
+}
+
 func (p *controlPort) Write(b []byte) (int, error) { return p.file.Write(b) }
 
 // Close does nothing: the port outlives each session that is held over it.

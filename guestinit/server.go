@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -21,14 +22,16 @@ type server struct {
 	network  *networkState
 	dns      *dnsRelay
 	handlers map[guestproto.Op]handler
+	// filter is the device filter of the groundwork.
+	filter []byte
 
 	mu        sync.Mutex
 	ground    *groundwork // nil once a create has had it
 	container *container  // nil before create
 }
 
-func newServer(children *reaper, network *networkState, ground *groundwork) *server {
-	s := &server{children: children, ground: ground, network: network, dns: &dnsRelay{}}
+func newServer(children *reaper, network *networkState, ground *groundwork, filter []byte) *server {
+	s := &server{children: children, ground: ground, filter: filter, network: network, dns: &dnsRelay{}}
 	s.handlers = map[guestproto.Op]handler{
 		guestproto.OpHello:   on(s.hello),
 		guestproto.OpCreate:  on(s.create),
@@ -88,19 +91,33 @@ func (s *server) serve(port *controlPort) error {
 		if err := port.awaitHost(); err != nil {
 			return err
 		}
-		session, err := yamux.Server(port, guestproto.SessionConfig(os.Stderr))
+		rehearsal, err := port.peek(guestproto.Rehearsal)
 		if err != nil {
+			continue // the host has gone again
+		}
+		if rehearsal {
+			s.answerRehearsal(port)
+			continue
+		}
+		if err := s.hold(port); err != nil {
 			return err
 		}
-		for {
-			stream, err := session.AcceptStream()
-			if err != nil {
-				break
-			}
-			go s.answer(stream)
-		}
-		_ = session.Close()
 		debugf("session ended")
+	}
+}
+
+// hold holds one session.
+func (s *server) hold(conn io.ReadWriteCloser) error {
+	session, err := yamux.Server(conn, guestproto.SessionConfig(os.Stderr))
+	if err != nil {
+		return err
+	}
+	for {
+		stream, err := session.AcceptStream()
+		if err != nil {
+			return session.Close()
+		}
+		go s.answer(stream)
 	}
 }
 

@@ -59,8 +59,18 @@ type vm struct {
 	boot    time.Duration // from the start of QEMU to the hello
 }
 
-// bootVM boots a guest whose share has a rootfs made of busybox.
+// bootVM boots a guest whose share has a rootfs made of busybox, and says hello.
 func bootVM(t *testing.T, extra ...string) *vm {
+	t.Helper()
+	begin := time.Now()
+	v, port := silentVM(t, extra...)
+	v.greet(port)
+	v.boot = time.Since(begin)
+	return v
+}
+
+// silentVM is bootVM without a word said on the control port.
+func silentVM(t *testing.T, extra ...string) (*vm, net.Conn) {
 	t.Helper()
 	requireVM(t)
 	v := &vm{t: t, dir: t.TempDir()}
@@ -69,7 +79,6 @@ func bootVM(t *testing.T, extra ...string) *vm {
 		"-o", "cache=auto", "-o", "xattr", "-o", "modcaps=+sys_admin:+mknod", "-o", "xattrmap=:map:trusted.:user.virtiofs.:",
 		"-o", "announce_submounts", "-o", "sandbox=namespace")
 	v.await(v.dir + "/fs.sock")
-	begin := time.Now()
 	v.qemu = v.daemon("qemu-system-x86_64", append([]string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G",
@@ -88,19 +97,23 @@ func bootVM(t *testing.T, extra ...string) *vm {
 			t.Logf("console:\n%s", console)
 		}
 	})
-	session, err := yamux.Client(conn, guestproto.SessionConfig(io.Discard))
+	return v, conn
+}
+
+// greet begins the session.
+func (v *vm) greet(port net.Conn) {
+	v.t.Helper()
+	session, err := yamux.Client(port, guestproto.SessionConfig(io.Discard))
 	if err != nil {
-		t.Fatal(err)
+		v.t.Fatal(err)
 	}
 	v.session = session
-	t.Cleanup(func() { v.session.Close() })
+	v.t.Cleanup(func() { v.session.Close() })
 	var hello guestproto.HelloReply
 	v.ok(guestproto.OpHello, guestproto.HelloRequest{
 		Version: guestproto.Version, UnixNano: time.Now().UnixNano(), Entropy: bytes.Repeat([]byte{7}, 64), Debug: os.Getenv("GUESTINIT_DEBUG") != "",
 	}, &hello)
-	v.boot = time.Since(begin)
-	t.Logf("kernel %s answered after %v", hello.KernelRelease, v.boot.Round(time.Millisecond))
-	return v
+	v.t.Logf("kernel %s", hello.KernelRelease)
 }
 
 func requireVM(t *testing.T) {

@@ -296,7 +296,7 @@ func (c *Container) HostPids() ([]int, error) {
 		return nil, err
 	}
 	pids, err := cg.Pids()
-	return standIns(pids, c.Pid), err
+	return standIns(pids, c.Pid, c.Keeper), err
 }
 
 // commandError is a guest's complaint about the command of an exec.

@@ -132,16 +132,16 @@ type sentinelError struct {
 func (e sentinelError) Error() string { return e.text }
 func (e sentinelError) Unwrap() error { return e.sentinel }
 
-// listenControl makes the control socket in a state dir. The path goes through
-// an open directory, because a socket's own path may be at most 107 bytes long
-// and docker's state roots leave no room for a name.
-func listenControl(dir *os.File) (*net.UnixListener, error) {
-	path := viaFD(dir, socketFile)
+// listenIn makes a socket in a directory, for its owner alone. The path goes
+// through the open directory, because a socket's own path may be at most 107 bytes
+// long and docker's state roots leave no room for a name. Somebody else removes it.
+func listenIn(dir *os.File, name string) (*net.UnixListener, error) {
+	path := viaFD(dir, name)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
+		return nil, fmt.Errorf("socket %s: %w", name, err)
 	}
-	l.SetUnlinkOnClose(false) // the path means nothing any more once the root has changed; delete removes it
+	l.SetUnlinkOnClose(false) // the path means nothing any more once the root has changed
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -170,11 +170,7 @@ func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.Unix
 			err = errors.Join(err, conn.Close())
 		}
 	}()
-	var fds []int
-	for _, f := range stdio {
-		fds = append(fds, int(f.Fd()))
-	}
-	if _, _, err := conn.WriteMsgUnix([]byte{byte(len(fds))}, unix.UnixRights(fds...), nil); err != nil {
+	if err := sendFiles(conn, stdio...); err != nil {
 		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
 	}
 	if err := guestproto.WriteFrame(conn, req); err != nil {
@@ -192,27 +188,48 @@ func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.Unix
 // receiveRequest is the monitor's side of dialControl. The caller owns the
 // files, also when there is an error.
 func receiveRequest(conn *net.UnixConn) (req controlRequest, files []*os.File, err error) {
-	oob := make([]byte, unix.CmsgSpace(4*4))
+	if files, err = receiveFiles(conn); err == nil {
+		err = guestproto.ReadFrame(conn, guestproto.MaxRequest, &req)
+	}
+	return req, files, err
+}
+
+// mostFiles is how many descriptors one message carries at most.
+const mostFiles = 4
+
+// sendFiles passes descriptors along with one byte, which says how many there are.
+func sendFiles(conn *net.UnixConn, files ...*os.File) error {
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	_, _, err := conn.WriteMsgUnix([]byte{byte(len(fds))}, unix.UnixRights(fds...), nil)
+	return err
+}
+
+// receiveFiles is the other side of sendFiles. The caller owns the files, also
+// when there is an error.
+func receiveFiles(conn *net.UnixConn) (files []*os.File, err error) {
+	oob := make([]byte, unix.CmsgSpace(4*mostFiles))
 	n, oobn, _, _, err := conn.ReadMsgUnix(make([]byte, 1), oob)
 	if err != nil || n != 1 {
-		return req, nil, errors.Join(err, io.ErrUnexpectedEOF)
+		return nil, errors.Join(err, io.ErrUnexpectedEOF)
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {
-		return req, nil, err
+		return nil, err
 	}
 	for _, m := range msgs {
 		fds, err := unix.ParseUnixRights(&m)
 		if err != nil {
-			return req, files, err
+			return files, err
 		}
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
-			files = append(files, os.NewFile(uintptr(fd), "stdio"))
+			files = append(files, os.NewFile(uintptr(fd), "received"))
 		}
 	}
-	err = guestproto.ReadFrame(conn, guestproto.MaxRequest, &req)
-	return req, files, err
+	return files, nil
 }
 
 func (r controlReply) send(conn io.Writer) error { return guestproto.WriteFrame(conn, r) }

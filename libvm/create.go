@@ -21,6 +21,7 @@ import (
 	"boxlite/libvm/accel"
 	"boxlite/libvm/hostcgroup"
 	"boxlite/libvm/parts"
+	"boxlite/libvm/qmp"
 )
 
 // CreateOptions are what a caller of create says beside the id.
@@ -242,16 +243,11 @@ func (b *birth) run() error {
 
 // startMonitor starts the monitor, which waits for its configuration.
 func (b *birth) startMonitor() error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return partError("socketpair", err)
+	var theirs *os.File
+	var err error
+	if b.sync, theirs, err = qmp.Socketpair(); err != nil {
+		return partError("socket to the monitor", err)
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "monitor"), os.NewFile(uintptr(pair[1]), "create")
-	conn, err := net.FileConn(ours)
-	if err := errors.Join(err, ours.Close()); err != nil {
-		return errors.Join(err, theirs.Close())
-	}
-	b.sync = conn.(*net.UnixConn)
 	var shown []string
 	if p := b.c.Spec.Process; p != nil {
 		shown = p.Args
@@ -385,6 +381,12 @@ func (b *birth) awaitReady() error {
 	if err := guestproto.ReadFrame(b.sync, guestproto.MaxReply, &ev); err != nil {
 		return fmt.Errorf("the monitor ended before the container was ready%s", consoleTail(b.c.dir))
 	}
+	if ev.Event == eventAdopted {
+		if err := b.adopt(ev.Adopted); err != nil {
+			return err
+		}
+		return b.awaitReady()
+	}
 	if ev.Event == eventReady {
 		b.c.rt.Trace.Add("monitor", 0, ev.Trace)
 		b.c.Template = ev.Template
@@ -402,6 +404,31 @@ func (b *birth) awaitReady() error {
 		return fmt.Errorf("runc create failed: unable to start container process: %w", err)
 	}
 	return err
+}
+
+// adopt makes a standby VM's processes ones of the container's: they join its
+// cgroup, and the kernel's choice of what to kill for want of memory is the same.
+func (b *birth) adopt(vm *handover) error {
+	score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", b.monitor.Process.Pid))
+	if err != nil {
+		return partError("read the monitor's oom_score_adj", err)
+	}
+	pids, err := childrenOf(vm.Keeper)
+	if err != nil {
+		return partError("look for a standby VM's QEMU", err)
+	}
+	for _, pid := range append(pids, vm.Keeper) {
+		if b.cgroup != nil {
+			if err := b.cgroup.Apply(pid); err != nil {
+				return cgroupError(err)
+			}
+		}
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), score, 0); err != nil {
+			return partError("set a standby VM's oom_score_adj", err)
+		}
+	}
+	b.c.Keeper = vm.Keeper
+	return nil
 }
 
 // consoleTail quotes from the guest's console for an error: a panic's reason, or

@@ -15,14 +15,14 @@ const consoleLimit = 256 << 10
 
 // guestConsole is the host's end of the guest's console.
 type guestConsole struct {
-	conn net.Conn
+	conn *net.UnixConn
 
 	asked  atomic.Bool
 	answer tailBuffer    // what the guest has written since
 	more   chan struct{} // a message when there is more of it
 }
 
-func newGuestConsole(conn net.Conn) *guestConsole {
+func newGuestConsole(conn *net.UnixConn) *guestConsole {
 	return &guestConsole{conn: conn, answer: tailBuffer{limit: mostAnswer}, more: make(chan struct{}, 1)}
 }
 

@@ -3,10 +3,11 @@ package libvm
 import (
 	"bytes"
 	"io"
-	"net"
 	"os"
 	"strings"
 	"testing"
+
+	"boxlite/libvm/qmp"
 )
 
 // testdata/tasks.txt is from a guest whose virtiofsd did not answer FUSE_INIT.
@@ -32,7 +33,10 @@ func TestStuckTasks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	host, guest := net.Pipe()
+	host, guest, err := qmp.Socketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer guest.Close()
 	c := newGuestConsole(host)
 	log, logged := io.Pipe()

@@ -65,6 +65,8 @@ type monitorConfig struct {
 type monitorEvent struct {
 	Event string        `json:"event"`
 	Error *controlError `json:"error,omitempty"`
+	// Adopted comes with eventAdopted.
+	Adopted *handover `json:"adopted,omitempty"`
 	// Template and Warning come with ready: the origin of the VM.
 	Template string `json:"template,omitempty"`
 	Warning  string `json:"warning,omitempty"`
@@ -74,6 +76,7 @@ type monitorEvent struct {
 
 const (
 	eventHooksDone = "hooks-done" // create: prestart and createRuntime hooks have run
+	eventAdopted   = "adopted"    // monitor: it has a standby VM
 	eventReady     = "ready"      // monitor: the container is held before its exec
 	eventFailed    = "failed"     // monitor: it could not be made
 	eventCommitted = "committed"  // create: state and pid file are written
@@ -113,6 +116,7 @@ type monitor struct {
 //
 //	create                                       monitor
 //	 |-- monitorConfig ---------------------------->|  mounts the share, starts virtiofsd and QEMU
+//	 |<------------------------------- adopted -----|  where the VM was a standby one
 //	 |-- hooks-done ------------------------------->|  meanwhile the guest boots
 //	 |<----------------------- ready or failed -----|  the guest holds the container
 //	 |-- committed -------------------------------->|  from here on it lives by itself

@@ -3,6 +3,7 @@ package libvm
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -35,7 +36,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if err != nil {
 		return partError("open state dir", err)
 	}
-	listener, err := listenControl(dir)
+	listener, err := listenIn(dir, socketFile)
 	if err != nil {
 		return err
 	}
@@ -75,6 +76,9 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if err != nil {
 		return err
 	}
+	if taken := m.origin.taken; taken != nil {
+		_ = guestproto.WriteFrame(sync, monitorEvent{Event: eventAdopted, Adopted: taken}) // create may have gone, which shows later
+	}
 	if m.guest, err = dialGuest(m.vmm.control); err != nil {
 		return err
 	}
@@ -104,12 +108,17 @@ func (m *monitor) startVM(files vmmFiles) (err error) {
 	verbose := m.cfg.Debug && m.cfg.TemplateDir == "" // a template boots once, for everybody
 	cfg := newVMConfig(m.cfg.Parts, m.cfg.Accel, m.cfg.Kernel, m.cfg.Plan.Shape, verbose)
 	starter := &vmStarter{parts: m.cfg.Parts, cfg: cfg, files: files, steps: m.steps, log: m.log}
+	// QEMU's label and its namespaces would be the keeper's.
+	starter.standby = (m.cfg.SelinuxLabel == "" || !selinux.GetEnabled()) && !userns.RunningInUserNS() && !m.cfg.HostNetwork
 	if m.vmm, m.origin, err = starter.start(m.cfg.TemplateDir); err != nil {
 		return m.bootError(err)
 	}
-	if m.origin.template != "" {
+	switch {
+	case m.origin.taken != nil:
+		m.log.Debug("took a standby VM", "keeper", m.origin.taken.Keeper, "key", m.origin.template, "after", time.Since(m.began).Round(time.Millisecond))
+	case m.origin.template != "":
 		m.log.Debug("restored from template", "key", m.origin.template, "after", time.Since(m.began).Round(time.Millisecond))
-	} else {
+	default:
 		m.log.Debug("booting", "because", m.origin.reason)
 	}
 	m.lost = m.vmm.lost()
@@ -161,11 +170,7 @@ func (m *monitor) prepareProcess() error {
 		}
 	}
 	if m.cfg.Accel == accel.TCG {
-		// QEMU asks for huge pages for its translations and some of its tables, and fills few of them: 3 MiB of
-		// a VM for nothing. Children inherit this (prctl(2)).
-		if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
-			m.log.Debug("huge pages stay on", "error", err)
-		}
+		disableHugePages(m.log)
 	}
 	if err := m.shareHostname(); err != nil {
 		return err
@@ -176,6 +181,15 @@ func (m *monitor) prepareProcess() error {
 		}
 	}
 	return nil
+}
+
+// disableHugePages is for this process and its children (prctl(2)). An emulating
+// QEMU asks for huge pages for its translations and some of its tables, and fills
+// few of them: 3 MiB of a VM for nothing.
+func disableHugePages(log *slog.Logger) {
+	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
+		log.Debug("huge pages stay on", "error", err)
+	}
 }
 
 // shareHostname gives a UTS namespace made for the container its name on the host

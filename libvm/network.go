@@ -166,25 +166,35 @@ func (n *network) plugHostNetwork(q *qmp.Client) error {
 	if n.nic {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-	defer cancel()
-	const name = "host0"
-	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "user", "id": name}, nil); err != nil {
-		return err
-	}
-	err := q.Execute(ctx, "device_add", nic(name, networkPort, 0, hostNetworkMAC), nil)
+	err := plugUserNIC(q)
 	n.nic = err == nil
 	return err
+}
+
+// userNetdev is the netdev of QEMU's user-mode network.
+const userNetdev = "host0"
+
+// plugUserNIC gives the VM a NIC for hostNetwork.
+func plugUserNIC(q *qmp.Client) error {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "user", "id": userNetdev}, nil); err != nil {
+		return err
+	}
+	return q.Execute(ctx, "device_add", nic(userNetdev, networkPort, 0, hostNetworkMAC), nil)
 }
 
 // nic describes the NIC of a netdev as the i-th function of the device in the root
 // port.
 func nic(netdev string, port, i int, mac string) map[string]any {
 	return map[string]any{
-		"driver": "virtio-net-pci", "id": "nic" + netdev, "netdev": netdev, "bus": portID(port),
+		"driver": "virtio-net-pci", "id": nicID(netdev), "netdev": netdev, "bus": portID(port),
 		"addr": fmt.Sprintf("0.%d", i), "multifunction": true, "mac": mac, "disable-legacy": "on", "romfile": "",
 	}
 }
+
+// nicID is the device of a netdev.
+func nicID(netdev string) string { return "nic" + netdev }
 
 // minHostMTU is the least that virtio-net's MTU field may say (virtio 1.1,
 // section 5.1.3).

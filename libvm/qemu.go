@@ -30,6 +30,8 @@ const (
 	qmpFD
 	consoleFD // the guest's console, written by the guest only
 	scratchFD // raw image of the scratch disk
+	// A standby VM has no scratch disk.
+	handoverFD = scratchFD // QMP for the monitor to come
 )
 
 // vmConfig is everything that shapes a QEMU command line.
@@ -50,6 +52,9 @@ type vmConfig struct {
 	// incoming has QEMU wait for the state of a saved VM. All else is as it was
 	// in the VM that was saved.
 	incoming bool
+
+	// standby gives QEMU a second QMP connection, for whoever the VM will be.
+	standby bool
 }
 
 // args is the command line of QEMU 7.2 or later, without the program's name.
@@ -71,6 +76,9 @@ func (c *vmConfig) args() []string {
 		args = append(args, "-bios", c.firmware)
 	}
 	args = append(args, socketChardev("qmp", qmpFD), "-mon", "chardev=qmp,mode=control")
+	if c.standby {
+		args = append(args, socketChardev("handover", handoverFD), "-mon", "chardev=handover,mode=control")
+	}
 	args = append(args, c.ports()...)
 	args = append(args, socketChardev("share", shareFD)) // of the device that plugShare adds
 	args = append(args, c.scratchDisk()...)

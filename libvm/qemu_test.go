@@ -15,9 +15,11 @@ func TestQEMUArgsGolden(t *testing.T) {
 	kvm.accel, kvm.vcpus, kvm.growthMiB, kvm.verbose, kvm.scratch = accel.KVM, 8, 4096, true, true
 	incoming := base
 	incoming.incoming = true
+	standby := incoming
+	standby.standby = true
 	own := base
 	own.kernel, own.machine = "/boot/vmlinux", Machine{QEMUParameters: []string{"-name", "mine"}, KernelParameters: []string{"a=b", "c"}}
-	for name, cfg := range map[string]vmConfig{"tcg": base, "kvm-verbose": kvm, "tcg-incoming": incoming, "vm-object": own} {
+	for name, cfg := range map[string]vmConfig{"tcg": base, "kvm-verbose": kvm, "tcg-incoming": incoming, "tcg-standby": standby, "vm-object": own} {
 		t.Run(name, func(t *testing.T) {
 			golden(t, "qemu-"+name+".args", []byte(strings.Join(cfg.args(), "\n")+"\n"))
 		})

@@ -34,7 +34,7 @@ func TestAnswerAfterTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	listener, err := listenControl(d)
+	listener, err := listenIn(d, socketFile)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -125,9 +125,9 @@ func (v *vmm) enableMigration(ctx context.Context) error {
 	return v.qmp.Execute(ctx, "migrate-set-capabilities", map[string]any{"capabilities": on}, nil)
 }
 
-// resume loads the state of a saved VM, whose memory is in place already, and
-// returns when the VM runs.
-func (v *vmm) resume(state []byte) error {
+// load loads the state of a saved VM, whose memory is in place already. The VM
+// stands still afterwards.
+func (v *vmm) load(state []byte) error {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
 	r, w, err := os.Pipe()
@@ -158,8 +158,12 @@ func (v *vmm) resume(state []byte) error {
 	if err != nil {
 		return fmt.Errorf("load the VM's state: %w%s", err, v.qemu.lastWords())
 	}
-	if err := <-written; err != nil {
-		return err
-	}
-	return v.qmp.Execute(ctx, "cont", nil, nil) // it was saved while it stood still
+	return <-written
+}
+
+// proceed has a VM go on that stands still.
+func (v *vmm) proceed() error {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	return v.qmp.Execute(ctx, "cont", nil, nil)
 }

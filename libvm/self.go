@@ -28,8 +28,9 @@ func (r *Runtime) selfCommand(shown []string, command ...string) (*exec.Cmd, err
 }
 
 // standIns are those of a cgroup's processes that stand for a container's: the
-// monitor and each exec's. The others are below the monitor.
-func standIns(pids []int, monitor int) []int {
+// monitor and each exec's. The others are below the monitor, or QEMU's keeper and
+// below that.
+func standIns(pids []int, monitor, keeper int) []int {
 	parents := map[int]int{}
 	for _, pid := range pids {
 		if st, err := statProcess(pid); err == nil {
@@ -39,10 +40,10 @@ func standIns(pids []int, monitor int) []int {
 	var found []int
 	for _, pid := range pids {
 		above, known := parents[pid]
-		for known && above != monitor {
+		for known && above != monitor && above != keeper {
 			above, known = parents[above]
 		}
-		if _, alive := parents[pid]; alive && above != monitor {
+		if _, alive := parents[pid]; alive && pid != keeper && above != monitor && above != keeper {
 			found = append(found, pid)
 		}
 	}

@@ -19,8 +19,10 @@ type vmStarter struct {
 	parts *parts.Parts
 	cfg   vmConfig
 	files vmmFiles
-	steps *trace.Recorder // nil if nobody asked
-	log   *slog.Logger
+	// standby allows for a VM that is ready already.
+	standby bool
+	steps   *trace.Recorder // nil if nobody asked
+	log     *slog.Logger
 }
 
 // origin is where a VM has come from.
@@ -32,6 +34,9 @@ type origin struct {
 	reason string
 	// warning is what was wrong with the templates, if anything was.
 	warning string
+	// taken is the standby VM that it was; nil if it was started for the
+	// container.
+	taken *handover
 }
 
 // newVMConfig is the VM that found, a kernel and a shape make. Verbose has the
@@ -71,8 +76,13 @@ func (s *vmStarter) start(dir string) (*vmm, origin, error) {
 	if err != nil {
 		return nil, origin{}, partError("look at the VM's parts", err)
 	}
-	t, err := store.Load(id)
 	looked()
+	if s.standby {
+		if v, taken := s.adopt(dir, id.Key()); v != nil {
+			return v, origin{template: id.Key(), taken: taken}, nil
+		}
+	}
+	t, err := store.Load(id)
 	if err == nil {
 		var v *vmm
 		v, err = startVMM(s.parts, s.cfg, s.files, t, s.steps, s.log)

@@ -55,6 +55,9 @@ type State struct {
 	// Template is the key of the template that the VM is a copy of; empty if it
 	// has booted.
 	Template string `json:"template,omitempty"`
+	// Keeper is the pid of QEMU's parent where the VM was a standby one; zero if
+	// that is the monitor.
+	Keeper int `json:"keeper,omitempty"`
 
 	// Resources are the limits that hold since an update; nil before the first.
 	Resources *specs.LinuxResources `json:"resources,omitempty"`
@@ -168,6 +171,31 @@ type processStat struct {
 	state  byte
 	parent int
 	start  uint64
+}
+
+// childrenOf reads the lists of a process's threads (proc(5), task/TID/children).
+func childrenOf(pid int) (children []int, err error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return nil, err
+	}
+	for _, list := range lists {
+		raw, err := os.ReadFile(list)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // the thread has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, field := range strings.Fields(string(raw)) {
+			child, err := strconv.Atoi(field)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", list, err)
+			}
+			children = append(children, child)
+		}
+	}
+	return children, nil
 }
 
 // statProcess reads /proc/pid/stat (proc(5)).

@@ -31,15 +31,6 @@ func (r *Runtime) CreateTemplate(shape Shape) (key string, err error) {
 	if r.TemplateDir == "" {
 		return "", errors.New("templates are switched off")
 	}
-	if shape.MemoryMiB == 0 {
-		shape.MemoryMiB = defaultMemoryMiB
-	}
-	if shape.VCPUs == 0 {
-		shape.VCPUs = runtime.NumCPU()
-	}
-	if err := checkMemory(shape.MemoryMiB); err != nil {
-		return "", err
-	}
 	starter, err := r.templateStarter(shape)
 	if err != nil {
 		return "", err
@@ -66,8 +57,18 @@ func (r *Runtime) CreateTemplate(shape Shape) (key string, err error) {
 	return id.Key(), starter.make(store, id)
 }
 
-// templateStarter is for a VM without a container.
+// templateStarter is for a VM without a container. Zeroes of the shape are what a
+// container without limits gets.
 func (r *Runtime) templateStarter(shape Shape) (*vmStarter, error) {
+	if shape.MemoryMiB == 0 {
+		shape.MemoryMiB = defaultMemoryMiB
+	}
+	if shape.VCPUs == 0 {
+		shape.VCPUs = runtime.NumCPU()
+	}
+	if err := checkMemory(shape.MemoryMiB); err != nil {
+		return nil, err
+	}
 	found, err := parts.Find(r.Parts)
 	if err != nil {
 		return nil, err

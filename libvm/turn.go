@@ -1,6 +1,7 @@
 package libvm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -29,6 +30,26 @@ const (
 // be called at the turn's end. The lock goes with the process that holds it, so
 // nobody waits for one that was killed.
 func takeTurn(path string, places int, patience time.Duration) (release func(), err error) {
+	return lockTurns(context.Background(), path, patience, func(fd uintptr) error { return lockPlace(fd, places) })
+}
+
+// awaitCalm waits until nobody has a turn, or until ctx or patience is over, which
+// is an error.
+func awaitCalm(ctx context.Context, path string, patience time.Duration) error {
+	release, err := lockTurns(ctx, path, patience, func(fd uintptr) error {
+		const toEnd = 0
+		return lockBytes(fd, unix.F_OFD_SETLKW, 0, toEnd)
+	})
+	if err != nil {
+		return err
+	}
+	release()
+	return nil
+}
+
+func lockTurns(ctx context.Context, path string, patience time.Duration, lock func(fd uintptr) error) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("wait for a turn: %w", err)
@@ -36,15 +57,15 @@ func takeTurn(path string, places int, patience time.Duration) (release func(), 
 	end := sync.OnceFunc(func() { _ = f.Close() })
 	fd := f.Fd()
 	locked := make(chan error, 1)
-	go func() { locked <- lockPlace(fd, places) }()
+	go func() { locked <- lock(fd) }()
 	select {
 	case err = <-locked:
-	case <-time.After(patience):
+	case <-ctx.Done():
 		go func() { // not before: the wait is for a descriptor, which may be another file's once it is closed
 			<-locked
 			end()
 		}()
-		return nil, fmt.Errorf("wait for a turn: none in %s", patience)
+		return nil, fmt.Errorf("wait for a turn: %w", ctx.Err())
 	}
 	if err != nil {
 		end()
@@ -57,16 +78,18 @@ func takeTurn(path string, places int, patience time.Duration) (release func(), 
 // for the one that its process id chooses. Unlike flock's, such locks
 // (F_OFD_SETLK, fcntl(2)) can be as many as there are bytes.
 func lockPlace(fd uintptr, places int) error {
-	lock := func(command, place int) error {
-		return unix.FcntlFlock(fd, command, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(place), Len: 1})
-	}
 	for place := range places {
-		if err := lock(unix.F_OFD_SETLK, place); !errors.Is(err, unix.EAGAIN) {
+		if err := lockBytes(fd, unix.F_OFD_SETLK, place, 1); !errors.Is(err, unix.EAGAIN) {
 			return err
 		}
 	}
+	return lockBytes(fd, unix.F_OFD_SETLKW, os.Getpid()%places, 1)
+}
+
+func lockBytes(fd uintptr, command, start, length int) error {
 	for {
-		if err := lock(unix.F_OFD_SETLKW, os.Getpid()%places); !errors.Is(err, unix.EINTR) {
+		err := unix.FcntlFlock(fd, command, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(start), Len: int64(length)})
+		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

@@ -34,6 +34,22 @@ func TestTurns(t *testing.T) {
 	fourth()
 	fifth()
 
+	// Calm is when nobody has one.
+	if err := awaitCalm(t.Context(), path, 50*time.Millisecond); err != nil {
+		t.Errorf("where nobody has a turn: %v", err)
+	}
+	sixth := take()
+	if err := awaitCalm(t.Context(), path, 50*time.Millisecond); err == nil {
+		t.Error("calm beside somebody with a turn")
+	}
+	calm := make(chan error)
+	go func() { calm <- awaitCalm(t.Context(), path, time.Minute) }()
+	sixth()
+	if err := <-calm; err != nil {
+		t.Error(err)
+	}
+	take()() // calm holds none
+
 	if _, err := takeTurn(filepath.Join(path, "no", "directory"), 2, time.Minute); err == nil {
 		t.Error("a file that cannot be made is no error")
 	}

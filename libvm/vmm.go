@@ -27,7 +27,7 @@ import (
 
 // vmm is a running virtual machine: virtiofsd, QEMU and the sockets to them.
 type vmm struct {
-	control net.Conn // the guest's control port
+	control *net.UnixConn // the guest's control port
 	console *guestConsole
 	qmp     *qmp.Client
 	memory  *os.File // the guest's memory; closed once nobody copies it any more
@@ -35,6 +35,8 @@ type vmm struct {
 
 	virtiofsd *vmProcess
 	qemu      *vmProcess
+
+	spare spareEnds
 }
 
 // vmmFiles are the directories and files that a VMM needs of its caller.
@@ -45,10 +47,26 @@ type vmmFiles struct {
 	scratch *os.File // the raw image of a scratch disk; nil for none
 }
 
+// spareEnds are a standby VM's ends for its container: a second connection to
+// QEMU, which nothing was said on, and the socket at which QEMU awaits virtiofsd.
+type spareEnds struct {
+	qmp       *net.UnixConn
+	virtiofsd *os.File
+}
+
+func (s *spareEnds) close() {
+	if s.qmp != nil {
+		_ = s.qmp.Close()
+	}
+	if s.virtiofsd != nil {
+		_ = s.virtiofsd.Close()
+	}
+}
+
 // startVMM starts QEMU and virtiofsd beside it. The VM boots, or with from is
-// made a copy of a template, and has no share yet. startVMM must be called
-// before the monitor leaves the host's file systems. The caller stops the VMM; a
-// failed start leaves nothing.
+// made a copy of a template, and has no share yet. A copy for standby stands still.
+// startVMM must be called before the monitor leaves the host's file systems. The
+// caller stops the VMM; a failed start leaves nothing.
 func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Template, steps *trace.Recorder, log *slog.Logger) (v *vmm, err error) {
 	v = &vmm{log: log}
 	var lent []*os.File // the children's ends; closed here once they run, so that their end shows
@@ -77,6 +95,13 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 	cfg.incoming = from != nil
 	if files.scratch != nil {
 		inherited, cfg.scratch = append(inherited, files.scratch), true
+	}
+	if cfg.standby {
+		var theirs *os.File
+		if v.spare.qmp, theirs, err = qmp.Socketpair(); err != nil {
+			return v, partError("sockets to QEMU", err)
+		}
+		inherited, lent = append(inherited, theirs), append(lent, theirs)
 	}
 	args := cfg.args()
 	log.Debug("starting QEMU", "command", quoteCommand(p.QEMU, args))
@@ -123,7 +148,10 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 	if from != nil {
 		if err = <-copied; err == nil {
 			defer steps.Begin("load the VM's state")()
-			err = v.resume(from.State)
+			err = v.load(from.State)
+		}
+		if err == nil && !cfg.standby {
+			err = v.proceed() // it was saved while it stood still
 		}
 	}
 	return v, err
@@ -212,12 +240,13 @@ func (v *vmm) lost() <-chan struct{} {
 func (v *vmm) kill() {
 	processes := slices.DeleteFunc([]*vmProcess{v.qemu, v.virtiofsd}, func(p *vmProcess) bool { return p == nil })
 	for _, p := range processes {
-		_ = p.proc.Kill() // fails only if it has ended already
+		p.kill()
 	}
 	for _, p := range processes {
 		<-p.done
 	}
 	v.letGoOfMemory()
+	v.spare.close()
 }
 
 // letGoOfMemory has the VM's memory end with QEMU and virtiofsd.
@@ -228,14 +257,14 @@ func (v *vmm) letGoOfMemory() {
 	}
 }
 
-// vmProcess is a child of the monitor: QEMU or virtiofsd.
+// vmProcess is QEMU or virtiofsd: a child of the monitor's, or QEMU of its keeper's.
 type vmProcess struct {
 	name   string
-	pid    int
+	pid    int           // zero for a keeper's
 	done   chan struct{} // closed when it has been reaped
 	status string        // how it ended, once done is closed
 	tail   *tailBuffer   // the end of what it wrote to stderr
-	proc   *os.Process
+	kill   func()        // has it end; it may have ended already
 }
 
 // startProcess starts a helper process that dies with the monitor, in a mount
@@ -267,7 +296,7 @@ func startProcess(name, path string, args []string, confine func() error, log *s
 			started <- partError("start "+name, err)
 			return
 		}
-		p.proc, p.pid = cmd.Process, cmd.Process.Pid
+		p.pid, p.kill = cmd.Process.Pid, func() { _ = cmd.Process.Kill() }
 		started <- nil
 		err := cmd.Wait()
 		p.status = errText(err)

@@ -11,7 +11,7 @@ import (
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 3
+const Version = 4
 
 const (
 	// ControlPort is the name of the virtio-serial port
@@ -29,6 +29,11 @@ const (
 
 // LoopDevices is how many loop devices the guest has nodes of.
 const LoopDevices = 8
+
+// Rehearsal is the byte that a host sends in place of a session, whose first byte
+// is another, and after it one frame, a RehearsalRequest. The guest answers with
+// one Reply. Then the next session may begin, or another rehearsal.
+const Rehearsal = 'R'
 
 // Init is the process id of the container init; exec processes have the ids
 // that their ExecRequest gave them.
@@ -69,6 +74,16 @@ type Request struct {
 type Reply struct {
 	Error *Error          `json:"error,omitempty"`
 	Body  json.RawMessage `json:"body,omitempty"`
+}
+
+// RehearsalRequest has a guest without a container go through the life of one: what
+// an emulator has to translate for that it has translated when the container
+// comes. The share and the NICs must be in the VM. When the guest replies it needs
+// neither any more, and nothing of the container is left.
+type RehearsalRequest struct {
+	Hello   HelloRequest  `json:"hello"`
+	Network *Network      `json:"network,omitempty"` // nil for none
+	Create  CreateRequest `json:"create"`
 }
 
 // HelloRequest is the first request of a VM's life.

@@ -97,9 +97,9 @@ type request struct {
 	ID        string `json:"id"`
 }
 
-// Socketpair makes the two ends of a connection: one for New, one to be
-// inherited by QEMU (-chardev socket,fd=N). The caller closes both, peer as
-// soon as QEMU has been started.
+// Socketpair makes the two ends of a connection: one to be kept, such as for New,
+// and one to be inherited by a child (QEMU: -chardev socket,fd=N). The caller
+// closes both, peer as soon as the child has been started.
 func Socketpair() (conn *net.UnixConn, peer *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

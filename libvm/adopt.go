@@ -1,0 +1,113 @@
+package libvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/qmp"
+)
+
+// adopt takes a standby VM that was started from the template, if there is one.
+// Whatever is wrong with it, the container gets another VM.
+func (s *vmStarter) adopt(templates, key string) (*vmm, *handover) {
+	defer s.steps.Begin("look for a standby VM")()
+	dir, err := os.Open(filepath.Join(templates, standbyDir))
+	if err != nil {
+		return nil, nil // nobody ever had one here
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		s.log.Debug("look for a standby VM", "error", err)
+		return nil, nil
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, key+"-") {
+			continue
+		}
+		v, taken, err := s.take(dir, name)
+		if err == nil {
+			return v, taken
+		}
+		s.log.Debug("a standby VM is of no use", "socket", name, "error", err)
+	}
+	return nil, nil
+}
+
+// takeTimeout bounds how long a keeper takes to answer.
+const takeTimeout = 10 * time.Second
+
+// take gets the VM of a keeper's socket, and starts virtiofsd for it.
+func (s *vmStarter) take(dir *os.File, name string) (_ *vmm, _ *handover, err error) {
+	keeper, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: viaFD(dir, name), Net: "unix"})
+	if err != nil {
+		// Its keeper was killed, and what had it stand by.
+		return nil, nil, errors.Join(err, os.Remove(viaFD(dir, name)))
+	}
+	v := &vmm{log: s.log}
+	defer func() {
+		if err != nil {
+			_ = keeper.Close() // ends QEMU
+			v.kill()
+		}
+	}()
+	if err := errors.Join(checkPeer(keeper), keeper.SetDeadline(time.Now().Add(takeTimeout))); err != nil {
+		return nil, nil, err
+	}
+	files, err := receiveFiles(keeper)
+	defer func() { closeAll(files) }()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(files) != 4 {
+		return nil, nil, fmt.Errorf("%d descriptors", len(files))
+	}
+	taken := new(handover)
+	if err := guestproto.ReadFrame(keeper, maxVMEnd, taken); err != nil {
+		return nil, nil, err
+	}
+	if err := keeper.SetDeadline(time.Time{}); err != nil {
+		return nil, nil, err
+	}
+	var conns [3]*net.UnixConn
+	for i := range conns {
+		conn, err := net.FileConn(files[i])
+		if err != nil {
+			return nil, nil, err
+		}
+		conns[i] = conn.(*net.UnixConn)
+	}
+	v.control, v.console, v.qemu = conns[0], newGuestConsole(conns[2]), adoptedQEMU(keeper)
+	go v.console.copy(s.files.console)
+	if v.virtiofsd, err = startProcess("virtiofsd", s.parts.Virtiofsd.Path, virtiofsdArgs(s.parts.Virtiofsd.Dialect, 3, s.files.share), nil, s.log, files[3]); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), takeTimeout)
+	defer cancel()
+	if v.qmp, err = qmp.New(ctx, conns[1]); err != nil {
+		return nil, nil, err
+	}
+	return v, taken, v.proceed()
+}
+
+// adoptedQEMU is the QEMU at the other end of a keeper's connection.
+func adoptedQEMU(keeper *net.UnixConn) *vmProcess {
+	p := &vmProcess{name: "QEMU", done: make(chan struct{}), tail: &tailBuffer{limit: 4 << 10}}
+	p.kill = func() { _ = keeper.CloseWrite() }
+	go func() {
+		end := vmEnd{Status: "its keeper ended"}
+		_ = guestproto.ReadFrame(keeper, maxVMEnd, &end) // QEMU ends with its keeper
+		_, _ = p.tail.Write([]byte(end.Stderr))
+		p.status = end.Status
+		close(p.done)
+		_ = keeper.Close()
+	}()
+	return p
+}

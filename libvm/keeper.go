@@ -1,0 +1,213 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"boxlite/internal/guestproto"
+	"boxlite/libvm/accel"
+	"boxlite/libvm/template"
+)
+
+// RunKeeper is the life of the keeper that Standby starts. It returns the status
+// that the process shall exit with.
+func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
+	tell := func(ev keeperEvent) { _ = guestproto.WriteFrame(sync, ev) } // it may have gone
+	fail := func(err error) int {
+		tell(keeperEvent{Event: eventFailed, Error: quiet(err.Error())})
+		return 1
+	}
+	var cfg keeperConfig
+	if err := guestproto.ReadFrame(sync, guestproto.MaxRequest, &cfg); err != nil {
+		return fail(err)
+	}
+	rt := &Runtime{Parts: cfg.Parts, Accel: cfg.Accel, TemplateDir: cfg.TemplateDir, Log: log}
+	dir := filepath.Join(cfg.TemplateDir, standbyDir)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fail(err)
+	}
+	v, key, err := rt.startStandby(cfg.Shape, dir, cfg.Example)
+	if err != nil {
+		return fail(err)
+	}
+	defer v.kill()
+	self, err := hostPid()
+	if err != nil {
+		return fail(err)
+	}
+	counter, err := openCounter(dir, socketName(key, self))
+	if err != nil {
+		return fail(err)
+	}
+	defer counter.close()
+	tell(keeperEvent{Event: eventReady, Key: key})
+	unwanted := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, sync)
+		close(unwanted)
+	}()
+	var monitor *net.UnixConn
+	select {
+	case monitor = <-counter.served:
+	case <-unwanted:
+		return 0
+	case <-v.qemu.done:
+		return fail(errors.New("QEMU ended" + v.qemu.lastWords()))
+	}
+	counter.close()
+	tell(keeperEvent{Event: eventTaken})
+	_ = sync.Close()
+	if err := v.handOver(monitor, handover{Keeper: self}); err != nil {
+		log.Debug("hand the VM over", "error", err)
+		return 1
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, monitor)
+		v.qemu.kill()
+	}()
+	<-v.qemu.done
+	_ = guestproto.WriteFrame(monitor, vmEnd{Status: v.qemu.status, Stderr: v.qemu.tail.String()}) // it may have gone
+	_ = monitor.Close()
+	return 0
+}
+
+// startStandby starts a VM from a template, has it rehearse and leaves it standing
+// still. Dir is for what is needed meanwhile.
+func (r *Runtime) startStandby(shape Shape, dir string, example *specs.Spec) (v *vmm, key string, err error) {
+	starter, err := r.templateStarter(shape)
+	if err != nil {
+		return nil, "", err
+	}
+	if starter.cfg.accel == accel.TCG {
+		disableHugePages(r.Log)
+	}
+	id, err := starter.identity()
+	if err != nil {
+		return nil, "", err
+	}
+	store, err := template.Open(r.TemplateDir, false)
+	if err != nil {
+		return nil, "", err
+	}
+	defer store.Close()
+	t, err := store.Load(id)
+	if err != nil {
+		return nil, "", err
+	}
+	defer t.Close()
+	stage, err := newStage(dir)
+	if err != nil {
+		return nil, "", err
+	}
+	defer os.RemoveAll(stage)
+	starter.cfg.standby, starter.files.share = true, stage
+	v, err = startVMM(starter.parts, starter.cfg, starter.files, t, nil, r.Log)
+	if err != nil {
+		return nil, "", err
+	}
+	v.letGoOfMemory()
+	if err := v.rehearse(stage, example); err != nil {
+		v.kill()
+		return nil, "", fmt.Errorf("%w (guest console: %q)", err, starter.files.console)
+	}
+	return v, t.Key, nil
+}
+
+// handOver gives the VM to a monitor, and everything away that only the monitor
+// shall have.
+func (v *vmm) handOver(monitor *net.UnixConn, h handover) error {
+	var files []*os.File
+	defer func() { closeAll(files) }()
+	for _, conn := range []*net.UnixConn{v.control, v.spare.qmp, v.console.conn} {
+		f, err := conn.File()
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+	}
+	if err := sendFiles(monitor, append(files, v.spare.virtiofsd)...); err != nil {
+		return err
+	}
+	if err := guestproto.WriteFrame(monitor, h); err != nil {
+		return err
+	}
+	v.spare.close()
+	return errors.Join(v.control.Close(), v.console.conn.Close(), v.qmp.Close())
+}
+
+// hostPid is the calling process's pid where /proc is from.
+func hostPid() (int, error) {
+	link, err := os.Readlink("/proc/self")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(link)
+}
+
+// counter is where a keeper hands its VM out.
+type counter struct {
+	dir      *os.File
+	name     string
+	listener *net.UnixListener
+	served   chan *net.UnixConn // the one that gets it
+}
+
+// openCounter opens a socket in dir.
+func openCounter(dir, name string) (*counter, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	c := &counter{dir: d, name: name, served: make(chan *net.UnixConn, 1)}
+	if c.listener, err = listenIn(d, name); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	go func() {
+		for {
+			conn, err := c.listener.AcceptUnix()
+			if err != nil {
+				return
+			}
+			if checkPeer(conn) == nil {
+				c.served <- conn
+				return
+			}
+			_ = conn.Close()
+		}
+	}()
+	return c, nil
+}
+
+// close has nobody come any more. Those that have come in vain hear it.
+func (c *counter) close() {
+	_ = os.Remove(viaFD(c.dir, c.name))
+	_ = c.listener.Close()
+}
+
+// checkPeer refuses another user's process.
+func checkPeer(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var peer *unix.Ucred
+	var peerErr error
+	err = raw.Control(func(fd uintptr) { peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, peerErr); err != nil {
+		return err
+	}
+	if int(peer.Uid) != os.Geteuid() {
+		return fmt.Errorf("it belongs to uid %d", peer.Uid)
+	}
+	return nil
+}

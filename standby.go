@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"os/signal"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"boxlite/kernels"
+	"boxlite/libvm"
+)
+
+var standbyCommand = &cli.Command{
+	Name:  "standby",
+	Usage: "keep VMs ready for containers to come",
+	Description: `As long as this command runs, it keeps VMs that were started from a template. A
+container whose VM looks the same takes one of them, and finds QEMU there and the
+guest's kernel awake; another VM is then started in its place. A line "KEY ready"
+tells of each. SIGTERM or SIGINT ends it and the VMs that nobody took; containers
+live on. It needs root, and about 90 MiB for each VM. After an upgrade of boxlite or
+QEMU no container takes its VMs until it is started anew.`,
+	Flags: []cli.Flag{
+		&cli.IntFlag{Name: "vms", Value: 1, Usage: "how many"},
+		&cli.StringFlag{Name: "kernel", Value: string(kernels.Lean), Usage: "lean or net"},
+		vcpusFlag, memoryFlag,
+	},
+	Before: takes(0, 0),
+	Action: func(c *cli.Context) error {
+		rt, err := newRuntime(c)
+		if err != nil {
+			return err
+		}
+		kernel, _, err := kernels.Select(nil, "", c.String("kernel"))
+		if err != nil {
+			return err
+		}
+		if n := c.Int("vms"); n < 1 {
+			return fmt.Errorf("standby: --vms %d: at least 1", n)
+		}
+		ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
+		defer stop()
+		shape := libvm.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")}
+		err = rt.Standby(ctx, shape, exampleSpec(), c.Int("vms"), func(key string) { fmt.Fprintln(c.App.Writer, key, "ready") })
+		if err != nil {
+			return fmt.Errorf("boxlite: standby: %w", err)
+		}
+		return nil
+	},
+}
