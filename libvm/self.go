@@ -29,7 +29,7 @@ func (r *Runtime) selfCommand(shown []string, command ...string) (*exec.Cmd, err
 
 // standIns are those of a cgroup's processes that stand for a container's: the
 // monitor and each exec's. The others are below the monitor, or QEMU's keeper and
-// below that.
+// below that; keeper is zero if there is none.
 func standIns(pids []int, monitor, keeper int) []int {
 	parents := map[int]int{}
 	for _, pid := range pids {
@@ -39,11 +39,12 @@ func standIns(pids []int, monitor, keeper int) []int {
 	}
 	var found []int
 	for _, pid := range pids {
-		above, known := parents[pid]
+		above, alive := parents[pid]
+		known := alive
 		for known && above != monitor && above != keeper {
 			above, known = parents[above]
 		}
-		if _, alive := parents[pid]; alive && pid != keeper && above != monitor && above != keeper {
+		if alive && !known && pid != keeper {
 			found = append(found, pid)
 		}
 	}
