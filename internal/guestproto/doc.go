@@ -21,6 +21,11 @@
 //	 |        ...update, stats, clock...          |
 //	 |<------------------- Reply to wait ---------|   all output is in the streams by then
 //
+// A guest that has no session yet may be asked to rehearse, any number of times:
+//
+//	 |-- byte Rehearsal, RehearsalRequest ------->|   a container's life, from hello to wait,
+//	 |<------------------------- Reply -----------|   in a session of the guest's with itself
+//
 // A request is two frames, the operation's name and a body; a reply is one. A
 // frame is a 4-byte big-endian length and that many bytes of JSON, at most
 // [MaxRequest] towards the guest and [MaxReply] towards the host: the guest is
