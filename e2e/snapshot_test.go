@@ -78,6 +78,9 @@ func (s snapshot) addMounts() {
 	}
 	for line := range strings.Lines(string(text)) {
 		fields := strings.Fields(line)
+		if ok, _ := filepath.Match("/run/dockerd-*/netns/default", fields[4]); ok {
+			continue // the host's, which dockerd keeps for the next container with --network host
+		}
 		_, source, _ := strings.Cut(line, " - ")
 		s["mount "+fields[4]+" of "+strings.TrimSpace(source)] = true
 	}

@@ -47,6 +47,7 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	if err != nil {
 		return nil, err
 	}
+	leaveHostNetwork(spec)
 	rootfs, err := rootfsOf(spec, opts.Bundle)
 	if err != nil {
 		return nil, err

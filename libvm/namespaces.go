@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -38,6 +39,27 @@ func networkNamespace(spec *specs.Spec) (ns specs.LinuxNamespace, ok bool) {
 		}
 	}
 	return ns, false
+}
+
+// ownNetwork is the network namespace of whoever looks at it.
+const ownNetwork = "/proc/self/ns/net"
+
+// leaveHostNetwork takes a network namespace out of the spec that is named by path
+// and is the caller's own. With it Docker asks for the host's network, for which
+// others name none: the container must not get the host's interfaces, only what
+// they reach. ownNetwork, by that name, asks for the interfaces of a namespace that
+// somebody has made to call boxlite in.
+func leaveHostNetwork(spec *specs.Spec) {
+	ns, ok := networkNamespace(spec)
+	if !ok || ns.Path == "" || ns.Path == ownNetwork {
+		return
+	}
+	named, err := os.Stat(ns.Path)
+	own, ownErr := os.Stat(ownNetwork)
+	if err != nil || ownErr != nil || !os.SameFile(named, own) {
+		return // checkNamespaces says what is wrong with it
+	}
+	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n == ns })
 }
 
 // checkNamespaces opens every namespace that the spec names by path and refuses

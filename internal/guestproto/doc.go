@@ -23,8 +23,8 @@
 //
 // A guest that has no session yet may be asked to rehearse, any number of times:
 //
-//	 |-- byte Rehearsal, RehearsalRequest ------->|   a container's life, from hello to wait,
-//	 |<------------------------- Reply -----------|   in a session of the guest's with itself
+//	|-- byte Rehearsal, RehearsalRequest ------->|   a container's life, from hello to wait,
+//	|<------------------------- Reply -----------|   in a session of the guest's with itself
 //
 // A request is two frames, the operation's name and a body; a reply is one. A
 // frame is a 4-byte big-endian length and that many bytes of JSON, at most
