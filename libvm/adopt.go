@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -84,7 +85,7 @@ func (s *vmStarter) take(dir *os.File, name string) (_ *vmm, _ *handover, err er
 		}
 		conns[i] = conn.(*net.UnixConn)
 	}
-	v.control, v.console, v.qemu = conns[0], newGuestConsole(conns[2]), adoptedQEMU(keeper)
+	v.control, v.console, v.qemu = conns[0], newGuestConsole(conns[2]), adoptedQEMU(keeper, s.log)
 	go v.console.copy(s.files.console)
 	if v.virtiofsd, err = startProcess("virtiofsd", s.parts.Virtiofsd.Path, virtiofsdArgs(s.parts.Virtiofsd.Dialect, 3, s.files.share), nil, s.log, files[3]); err != nil {
 		return nil, nil, err
@@ -98,7 +99,7 @@ func (s *vmStarter) take(dir *os.File, name string) (_ *vmm, _ *handover, err er
 }
 
 // adoptedQEMU is the QEMU at the other end of a keeper's connection.
-func adoptedQEMU(keeper *net.UnixConn) *vmProcess {
+func adoptedQEMU(keeper *net.UnixConn, log *slog.Logger) *vmProcess {
 	p := &vmProcess{name: "QEMU", done: make(chan struct{}), tail: &tailBuffer{limit: 4 << 10}}
 	p.kill = func() { _ = keeper.CloseWrite() }
 	go func() {
@@ -106,6 +107,7 @@ func adoptedQEMU(keeper *net.UnixConn) *vmProcess {
 		_ = guestproto.ReadFrame(keeper, maxVMEnd, &end) // QEMU ends with its keeper
 		_, _ = p.tail.Write([]byte(end.Stderr))
 		p.status = end.Status
+		log.Debug("process ended", "name", p.name, "status", p.status, "stderr", end.Stderr)
 		close(p.done)
 		_ = keeper.Close()
 	}()
