@@ -16,15 +16,20 @@ import (
 // standby starts boxlite standby and waits until its VMs are ready.
 func (h *hand) standby(vms int) *session {
 	h.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	argv := h.argv("standby", "--vms", strconv.Itoa(vms))
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = h.vars
-	s := startSession(h.T, cmd, cancel)
+	s := h.startStandby(vms)
 	for range vms {
 		s.expect(" ready\n")
 	}
 	return s
+}
+
+func (h *hand) startStandby(vms int) *session {
+	h.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	argv := h.argv("standby", "--vms", strconv.Itoa(vms))
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = h.vars
+	return startSession(h.T, cmd, cancel)
 }
 
 // end ends it as a service manager does.
@@ -265,6 +270,26 @@ func TestStandbyUnderDocker(t *testing.T) {
 		h.want("status", fmt.Sprint(s.end()), "137")
 		service.expect(" ready\n")
 		h.endStandby(service)
+	})
+}
+
+// A keeper that is killed before its VM is ready ends what started it, with an error and without a trace.
+func TestStandbyKeeperKilledEarly(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		templates := filepath.Join(h.diskDir(), "templates")
+		h.withTemplates(templates)
+		h.must("template", "create", "--kernel", "lean")
+		service := h.startStandby(1)
+		var stages []string
+		h.noErr(waitFor("a rehearsal", func() bool {
+			stages, _ = filepath.Glob(templates + "/standby/rehearsal-*")
+			return len(stages) == 1
+		}))
+		h.noErr(syscall.Kill(h.number(strings.TrimPrefix(filepath.Base(stages[0]), "rehearsal-")), syscall.SIGKILL))
+		h.want("status of standby", fmt.Sprint(service.end()), "1")
+		service.expect("it ended before its VM was ready")
+		h.want("left", h.shOut("ls "+templates+"/standby"), "")
 	})
 }
 

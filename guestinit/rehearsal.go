@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 
 	"boxlite/internal/guestproto"
 
@@ -66,8 +65,6 @@ func play(session *yamux.Session, req *guestproto.RehearsalRequest) error {
 	if err := call(guestproto.OpCreate, req.Create, nil); err != nil {
 		return err
 	}
-	var output sync.WaitGroup
-	defer output.Wait()
 	for _, name := range []guestproto.Stream{guestproto.Stdout, guestproto.Stderr} {
 		stream, err := session.OpenStream()
 		if err != nil {
@@ -76,10 +73,10 @@ func play(session *yamux.Session, req *guestproto.RehearsalRequest) error {
 		if err := guestproto.Call(stream, guestproto.OpStdio, guestproto.StdioRequest{Process: guestproto.Init, Stream: name}, nil); err != nil {
 			return err
 		}
-		output.Go(func() {
+		go func() { // ends with the output, or with the session
 			_, _ = io.Copy(io.Discard, stream)
 			_ = stream.Close()
-		})
+		}()
 	}
 	if err := call(guestproto.OpStart, guestproto.StartRequest{}, nil); err != nil {
 		return err

@@ -115,7 +115,8 @@ func (s *server) hold(conn io.ReadWriteCloser) error {
 	for {
 		stream, err := session.AcceptStream()
 		if err != nil {
-			return session.Close()
+			_ = session.Close() // it has ended, whatever it says
+			return nil
 		}
 		go s.answer(stream)
 	}

@@ -425,7 +425,7 @@ func (b *birth) adopt(vm *handover) error {
 			}
 		}
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), score, 0); err != nil {
-			return partError("set a standby VM's oom_score_adj", err)
+			b.plan.warnf("oom_score_adj of the VM stays what it was while it stood by: %v", err)
 		}
 	}
 	b.c.Keeper = vm.Keeper

@@ -36,15 +36,15 @@ func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fail(err)
 	}
-	v, key, err := rt.startStandby(cfg.Shape, dir, cfg.Example)
-	if err != nil {
-		return fail(err)
-	}
-	defer v.kill()
 	self, err := hostPid()
 	if err != nil {
 		return fail(err)
 	}
+	v, key, err := rt.startStandby(cfg.Shape, stageOf(dir, self), cfg.Example)
+	if err != nil {
+		return fail(err)
+	}
+	defer v.kill()
 	counter, err := openCounter(dir, socketName(key, self))
 	if err != nil {
 		return fail(err)
@@ -82,8 +82,8 @@ func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
 }
 
 // startStandby starts a VM from a template, has it rehearse and leaves it standing
-// still. Dir is for what is needed meanwhile.
-func (r *Runtime) startStandby(shape Shape, dir string, example *specs.Spec) (v *vmm, key string, err error) {
+// still. The directory stage is its share meanwhile.
+func (r *Runtime) startStandby(shape Shape, stage string, example *specs.Spec) (v *vmm, key string, err error) {
 	starter, err := r.templateStarter(shape)
 	if err != nil {
 		return nil, "", err
@@ -105,11 +105,10 @@ func (r *Runtime) startStandby(shape Shape, dir string, example *specs.Spec) (v 
 		return nil, "", err
 	}
 	defer t.Close()
-	stage, err := newStage(dir)
-	if err != nil {
+	defer os.RemoveAll(stage)
+	if err := makeStage(stage); err != nil {
 		return nil, "", err
 	}
-	defer os.RemoveAll(stage)
 	starter.cfg.standby, starter.files.share = true, stage
 	v, err = startVMM(starter.parts, starter.cfg, starter.files, t, nil, r.Log)
 	if err != nil {

@@ -18,21 +18,18 @@ import (
 	"boxlite/internal/guestproto"
 )
 
-// newStage makes a directory in dir that is the share of a rehearsal. The caller
-// removes it.
-func newStage(dir string) (stage string, err error) {
-	if stage, err = os.MkdirTemp(dir, "rehearsal-"); err != nil {
-		return "", err
-	}
+// stageOf is where the share of a rehearsal is, below dir, for the keeper with that
+// pid.
+func stageOf(dir string, pid int) string { return filepath.Join(dir, fmt.Sprintf("rehearsal-%d", pid)) }
+
+// makeStage makes the share of a rehearsal. The caller removes it.
+func makeStage(stage string) (err error) {
 	rootfs := filepath.Join(stage, rootfsName)
 	for _, name := range []string{"proc", "sys", "dev"} {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(rootfs, name), 0o755))
 	}
 	err = errors.Join(err, os.WriteFile(filepath.Join(rootfs, rehearsalProgram), exitProgram(), 0o755))
-	if err != nil {
-		return "", errors.Join(err, os.RemoveAll(stage))
-	}
-	return stage, nil
+	return err
 }
 
 // rehearsalProgram is what the container of a rehearsal executes.

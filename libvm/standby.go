@@ -148,14 +148,15 @@ func (r *Runtime) startKeeper(ctx context.Context, shape Shape, example *specs.S
 	if err != nil {
 		return nil, partError("socket to a keeper", err)
 	}
-	defer theirs.Close()
 	k := &standbyKeeper{sync: conn}
 	if k.process, err = r.selfCommand(nil, "standby-keeper"); err != nil {
-		return nil, errors.Join(err, conn.Close())
+		return nil, errors.Join(err, conn.Close(), theirs.Close())
 	}
 	k.process.Dir, k.process.ExtraFiles = "/", []*os.File{theirs}
 	k.process.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
-	if err := k.process.Start(); err != nil {
+	err = k.process.Start()
+	_ = theirs.Close() // now, so that the keeper's end shows
+	if err != nil {
 		return nil, errors.Join(partError("start a keeper", err), conn.Close())
 	}
 	cfg := keeperConfig{Parts: r.Parts, Accel: r.Accel, TemplateDir: r.TemplateDir, Shape: shape, Example: example}
@@ -165,6 +166,8 @@ func (r *Runtime) startKeeper(ctx context.Context, shape Shape, example *specs.S
 	if ev.Event != eventReady {
 		_ = conn.Close()
 		_ = k.process.Wait() // what it said says more
+		// It has removed its stage itself, unless it was killed.
+		_ = os.RemoveAll(stageOf(filepath.Join(r.TemplateDir, standbyDir), k.process.Process.Pid))
 		return nil, fmt.Errorf("standby VM: %s", ev.Error)
 	}
 	k.key, k.socket = ev.Key, filepath.Join(r.TemplateDir, standbyDir, socketName(ev.Key, k.process.Process.Pid))

@@ -82,7 +82,9 @@ func (s *vmStarter) start(dir string) (*vmm, origin, error) {
 			return v, origin{template: id.Key(), taken: taken}, nil
 		}
 	}
+	loaded := s.steps.Begin("read the template")
 	t, err := store.Load(id)
+	loaded()
 	if err == nil {
 		var v *vmm
 		v, err = startVMM(s.parts, s.cfg, s.files, t, s.steps, s.log)
