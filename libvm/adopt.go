@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/qmp"
 )
@@ -48,9 +50,11 @@ const takeTimeout = 10 * time.Second
 // take gets the VM of a keeper's socket, and starts virtiofsd for it.
 func (s *vmStarter) take(dir *os.File, name string) (_ *vmm, _ *handover, err error) {
 	keeper, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: viaFD(dir, name), Net: "unix"})
+	if errors.Is(err, unix.ECONNREFUSED) { // its keeper was killed, and what had it stand by
+		err = errors.Join(err, os.Remove(viaFD(dir, name)))
+	}
 	if err != nil {
-		// Its keeper was killed, and what had it stand by.
-		return nil, nil, errors.Join(err, os.Remove(viaFD(dir, name)))
+		return nil, nil, err
 	}
 	v := &vmm{log: s.log}
 	defer func() {
