@@ -98,9 +98,11 @@ func newHost(work string, o options) (*host, error) {
 	if h.commands, err = boxliteCommands(h); err != nil {
 		return nil, err
 	}
-	if err := h.addStandby(o.boxlite); err != nil {
+	s, _, err := h.startStandby(o.boxlite, 1) // it ends with this process
+	if err != nil {
 		return nil, err
 	}
+	h.subjects = append(h.subjects, s)
 	return h, h.startDocker()
 }
 

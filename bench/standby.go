@@ -7,43 +7,59 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// standby is boxlite with a VM that was started before the container: by boxlite standby, which goes on for as long as the
-// bench. It has templates of its own, so that the VM is nobody else's.
+// standby is boxlite with VMs that were started before the container, by boxlite standby. They have templates of their own,
+// so that they are nobody else's.
 const standby = "boxlite-standby"
 
-// addStandby adds that subject.
-func (h *host) addStandby(boxlite string) error {
-	flags := []string{"--template-dir", filepath.Join(h.work, "standby")}
-	cmd := exec.Command(boxlite, append(flags, "standby")...)
+// startStandby starts that command, waits until as many VMs stand by and gives the subject that takes all of
+// them each time: it is settled when as many have come in their place. stop ends the command.
+func (h *host) startStandby(boxlite string, vms int) (_ subject, stop func() error, err error) {
+	flags := []string{"--template-dir", filepath.Join(h.work, fmt.Sprintf("standby-%d", vms))}
+	cmd := exec.Command(boxlite, append(flags[:2:2], "standby", "--vms", strconv.Itoa(vms))...)
 	cmd.Stderr = os.Stderr
 	lines, err := cmd.StdoutPipe()
 	if err != nil {
-		return err
+		return subject{}, nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return subject{}, nil, err
 	}
-	ready := make(chan string)
+	ready := make(chan string, vms)
 	go func() {
 		defer close(ready)
 		for in := bufio.NewScanner(lines); in.Scan(); {
 			ready <- in.Text()
 		}
 	}()
-	settle := func() error {
-		select {
-		case _, ok := <-ready:
-			if !ok {
-				return fmt.Errorf("boxlite standby ended: %w", cmd.Wait())
+	s := subject{name: standby, bin: boxlite, flags: flags, settle: func() error {
+		for range vms {
+			select {
+			case _, ok := <-ready:
+				if !ok {
+					return errors.New("boxlite standby has ended")
+				}
+			case <-time.After(time.Minute):
+				return errors.New("no standby VM got ready: the last one was not taken")
 			}
-			return nil
-		case <-time.After(time.Minute):
-			return errors.New("no standby VM got ready: the last one was not taken")
 		}
+		return nil
+	}}
+	stop = func() error {
+		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+			return err
+		}
+		for range ready { // to the end of its output, which Wait would cut off
+		}
+		return cmd.Wait()
 	}
-	h.subjects = append(h.subjects, subject{standby, boxlite, flags, settle})
-	return settle()
+	if err := s.settle(); err != nil {
+		return subject{}, nil, errors.Join(err, stop())
+	}
+	return s, stop, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -90,7 +91,8 @@ func inContainers(h *host, n int, r *result) error {
 	return err
 }
 
-// atOnce starts many containers of /bin/true in the same moment and waits for all; nobody but boxlite.
+// atOnce starts many containers of /bin/true in the same moment and waits for all; nobody but boxlite, from its template and
+// with a VM that stands by for each.
 func atOnce(h *host, n repetitions, r *result) error {
 	var bundles []string
 	for k := range n.many {
@@ -100,30 +102,28 @@ func atOnce(h *host, n repetitions, r *result) error {
 		}
 		bundles = append(bundles, bundle)
 	}
+	prepared, stop, err := h.startStandby(h.boxlite().bin, n.many)
+	if err != nil {
+		return err
+	}
 	what := fmt.Sprintf("%d x run true at once", n.many)
-	for i := range n.atOnce + 1 {
-		began := time.Now()
+	err = r.alternate(what, n.atOnce, []subject{h.boxlite(), prepared}, func(s subject, id string) error {
 		ended := make(chan error)
 		for k, bundle := range bundles {
 			go func() {
-				_, err := h.boxlite().run("run", "--bundle", bundle, fmt.Sprintf("bench-once-%d-%d", i, k))
+				_, err := s.run("run", "--bundle", bundle, fmt.Sprintf("%s-%d", id, k))
 				ended <- err
 			}()
 		}
 		var failed error
-		for range n.many {
+		for range bundles {
 			if err := <-ended; err != nil {
 				failed = err
 			}
 		}
-		if failed != nil {
-			return failed
-		}
-		if i > 0 {
-			r.add(what, warm, seconds, time.Since(began).Seconds())
-		}
-	}
-	return nil
+		return failed
+	})
+	return errors.Join(err, stop())
 }
 
 // run runs the runtime's command line to its end.

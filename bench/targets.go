@@ -63,7 +63,11 @@ func targets(r *result) []target {
 	for _, row := range r.Rows {
 		switch {
 		case strings.Contains(row.What, "at once"):
-			list = append(list, target{What: row.What + " / one", Got: row.median() / m(run, warm), Limit: 12})
+			what := row.What + " / one"
+			if row.Runtime == standby {
+				what = row.What + ", standby / one"
+			}
+			list = append(list, target{What: what, Got: row.median() / m(run, row.Runtime), Limit: 12})
 		case strings.HasPrefix(row.What, "stdout"):
 			list = append(list, target{What: row.What + ", MiB/s", Got: row.median(), Limit: 150, AtLeast: true})
 		case row.Runtime == bareVM && row.Unit == rate:
