@@ -169,13 +169,16 @@ ip -n bxns addr add 192.0.2.3/24 dev eth7; ip -n bxns link set lo up; ip -n bxns
 	h.Cleanup(func() {
 		h.shOut("ip netns del bxns; ip link del bxhost 2>/dev/null || :; rmdir /run/netns 2>/dev/null || { umount /run/netns; rmdir /run/netns; }")
 	})
-	return h.bundle(name, script, func(s *specs.Spec) {
-		for i := range s.Linux.Namespaces {
-			if s.Linux.Namespaces[i].Type == specs.NetworkNamespace {
-				s.Linux.Namespaces[i].Path = "/run/netns/bxns"
-			}
+	return h.bundle(name, script, joinNetwork)
+}
+
+// joinNetwork gives a container the namespace that inMadeNetwork has made.
+func joinNetwork(s *specs.Spec) {
+	for i := range s.Linux.Namespaces {
+		if s.Linux.Namespaces[i].Type == specs.NetworkNamespace {
+			s.Linux.Namespaces[i].Path = "/run/netns/bxns"
 		}
-	})
+	}
 }
 
 // madeNetwork is what can be seen of bxns.

@@ -107,7 +107,7 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 	b.cfg = monitorConfig{
 		ID: id, StateDir: dir, Plan: plan, Parts: found, Kernel: kernel, Accel: acc, Debug: r.Debug, Trace: r.Trace != nil, TemplateDir: templates,
 		ConsoleSocket: opts.ConsoleSocket, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
-		Sandbox: spec.Annotations[annotationSandbox], OwnUTS: fresh&unix.CLONE_NEWUTS != 0,
+		Sandbox: sandboxOf(spec), OwnUTS: fresh&unix.CLONE_NEWUTS != 0,
 		Hooks: hooksOf(spec).CreateContainer,
 	}
 	if spec.Process != nil {

@@ -28,9 +28,20 @@ const (
 	AnnotationTemplate = "boxlite.template"
 )
 
-// annotationSandbox is podman's, on the members of a pod: the id of the
-// container whose namespaces they join.
-const annotationSandbox = "io.kubernetes.cri-o.SandboxID"
+// annotationsSandbox are those of Podman and CRI-O and of containerd's CRI on
+// the members of a pod: the id of the container whose namespaces they join.
+// containerd's is on that container too.
+var annotationsSandbox = []string{"io.kubernetes.cri-o.SandboxID", "io.kubernetes.cri.sandbox-id"}
+
+// sandboxOf is empty for a container that is in no pod.
+func sandboxOf(spec *specs.Spec) string {
+	for _, name := range annotationsSandbox {
+		if id := spec.Annotations[name]; id != "" {
+			return id
+		}
+	}
+	return ""
+}
 
 // Overrides are the shape that flags ask for. Zero values leave the choice to
 // annotations and config.json.
