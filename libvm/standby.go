@@ -168,7 +168,7 @@ func (r *Runtime) startKeeper(ctx context.Context, shape Shape, example *specs.S
 		_ = k.process.Wait() // what it said says more
 		// It has removed its stage itself, unless it was killed.
 		_ = os.RemoveAll(stageOf(filepath.Join(r.TemplateDir, standbyDir), k.process.Process.Pid))
-		return nil, fmt.Errorf("standby VM: %s", ev.Error)
+		return nil, fmt.Errorf("start a VM: %s", ev.Error)
 	}
 	k.key, k.socket = ev.Key, filepath.Join(r.TemplateDir, standbyDir, socketName(ev.Key, k.process.Process.Pid))
 	return k, nil
@@ -185,7 +185,7 @@ func (k *standbyKeeper) awaitTaken() error {
 	}
 	_ = k.process.Wait()
 	_ = os.Remove(k.socket) // it has done so itself, unless it was killed
-	return fmt.Errorf("standby VM: %s", ev.Error)
+	return fmt.Errorf("VM: %s", ev.Error)
 }
 
 // socketName is that of the socket of a keeper with that pid.
