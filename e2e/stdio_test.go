@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"context"
+	"io"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"boxlite/e2e/stream"
 )
@@ -102,6 +105,37 @@ func TestUnreadOutputBlocksOnlyItsWriter(t *testing.T) {
 		want, err := stream.Sum(stream.NewReader(5, 64<<20))
 		e.noErr(err)
 		e.want("what was read late", got, want)
+	})
+}
+
+// A process whose output nobody reads any more is told so, whether it waits for a reader or not.
+func TestReaderGoesAway(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		head := func(cmd *exec.Cmd) {
+			out, err := cmd.StdoutPipe()
+			h.noErr(err)
+			h.noErr(cmd.Start())
+			line := make([]byte, 2)
+			_, err = io.ReadFull(out, line)
+			h.noErr(err)
+			h.want("first line", string(line), "y\n")
+			h.noErr(out.Close())
+			giveUp := time.AfterFunc(deadline, func() { _ = cmd.Process.Kill() })
+			if err := cmd.Wait(); err == nil || !giveUp.Stop() {
+				h.Errorf("%v: %v, want an exit code soon", cmd.Args, err)
+			}
+		}
+		const slowly = "while echo y && sleep .1; do :; done; exit 1"
+		for name, script := range map[string]string{"yes": "exec yes", "slow": slowly} {
+			b := h.bundle("reader-"+name, script, nil)
+			head(h.cmdline("run", "--bundle", b.dir, b.id))
+		}
+		b := h.bundle("reader-exec", "sleep 1000", nil)
+		h.create(b).start()
+		head(h.cmdline("exec", b.id, "yes"))
+		head(h.cmdline("exec", b.id, "sh", "-c", slowly))
+		h.must("delete", "--force", b.id)
 	})
 }
 

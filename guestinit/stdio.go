@@ -215,6 +215,8 @@ const terminalGrace = 200 * time.Millisecond
 // relayOutput copies from the process to the monitor until the end of file,
 // which is when the last process has closed it. Once the process itself has
 // ended it only takes what is there: children it has left behind do not count.
+// Where nobody reads on the host any more, the monitor closes the stream, and the
+// process gets EPIPE, or with a terminal is hung up.
 func (s *stdio) relayOutput(stream *yamux.Stream, file *os.File) {
 	finished := make(chan struct{})
 	defer close(finished)
@@ -228,6 +230,11 @@ func (s *stdio) relayOutput(stream *yamux.Stream, file *os.File) {
 			_ = file.SetReadDeadline(time.Now().Add(grace))
 		case <-finished:
 		}
+	}()
+	go func() {
+		_, _ = io.Copy(io.Discard, stream) // nothing comes; it ends with the stream
+		_ = file.Close()
+		_ = stream.Close() // ends a write that waits for the monitor to read
 	}()
 	buf := make([]byte, relayBuffer)
 	_, err := io.CopyBuffer(writerOnly{stream}, readerOnly{file}, buf)
