@@ -149,7 +149,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 			return nil, err
 		}
 	} else if r := p.Guest.Linux.Resources; r != nil && len(r.Devices) > 0 {
-		if p.DeviceFilter, err = devicefilter.Compile(r.Devices, p.Guest.Linux.Devices); err != nil {
+		if p.DeviceFilter, err = devicefilter.Compile(r.Devices); err != nil {
 			return nil, err
 		}
 	}

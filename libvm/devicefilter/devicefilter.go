@@ -27,17 +27,10 @@ const (
 // Compile makes of the device rules of config.json the eBPF program that holds
 // them in the guest (BPF_PROG_TYPE_CGROUP_DEVICE, in the kernel's form); rules
 // that forbid nothing make none. As in cgroup v1, the last rule that matches
-// decides, and no rule allows. As in runc, the nodes of linux.devices and the
-// standard ones are allowed whatever the rules say.
-func Compile(rules []specs.LinuxDeviceCgroup, nodes []specs.LinuxDevice) ([]byte, error) {
-	rules = slices.Clone(rules)
-	for _, d := range nodes {
-		if d.Type == "p" {
-			continue // a fifo is no device
-		}
-		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: "rwm"})
-	}
-	rules = append(rules, standardDevices...)
+// decides, and no rule allows. As in runc, the standard devices are allowed
+// whatever the rules say.
+func Compile(rules []specs.LinuxDeviceCgroup) ([]byte, error) {
+	rules = append(slices.Clone(rules), standardDevices...)
 	matches := make([]match, len(rules))
 	for i, r := range rules {
 		var err error
@@ -54,7 +47,7 @@ func Compile(rules []specs.LinuxDeviceCgroup, nodes []specs.LinuxDevice) ([]byte
 // Default is the program of a container whose rules deny all devices but the
 // standard ones: that of nearly every container.
 func Default() []byte {
-	program, err := Compile([]specs.LinuxDeviceCgroup{{Access: "rwm"}}, nil)
+	program, err := Compile([]specs.LinuxDeviceCgroup{{Access: "rwm"}})
 	if err != nil {
 		panic(err) // the rules above
 	}

@@ -60,24 +60,21 @@ func TestDeviceFilter(t *testing.T) {
 	for _, c := range []struct {
 		name                   string
 		rules                  []specs.LinuxDeviceCgroup
-		nodes                  []specs.LinuxDevice
 		kind, access, maj, min uint32
 		want                   bool
 	}{
-		{"no rule allows", nil, nil, bpfDeviceBlock, bpfAccessWrite, 8, 0, true},
-		{"all denied", []specs.LinuxDeviceCgroup{denyAll}, nil, bpfDeviceChar, bpfAccessRead, 1, 11, false},
-		{"standard device in spite of it", []specs.LinuxDeviceCgroup{denyAll}, nil, bpfDeviceChar, bpfAccessRead | bpfAccessWrite, 1, 3, true},
-		{"a terminal in spite of it", []specs.LinuxDeviceCgroup{denyAll}, nil, bpfDeviceChar, bpfAccessRead, 136, 77, true},
-		{"mknod of anything in spite of it", []specs.LinuxDeviceCgroup{denyAll}, nil, bpfDeviceBlock, bpfAccessMknod, 8, 0, true},
-		{"same number, block instead of char", []specs.LinuxDeviceCgroup{denyAll}, nil, bpfDeviceBlock, bpfAccessRead, 1, 3, false},
-		{"a node of linux.devices", []specs.LinuxDeviceCgroup{denyAll}, []specs.LinuxDevice{{Type: "u", Major: 10, Minor: 229}}, bpfDeviceChar, bpfAccessWrite, 10, 229, true},
-		{"a fifo among linux.devices opens nothing", []specs.LinuxDeviceCgroup{denyAll}, []specs.LinuxDevice{{Type: "p", Major: 10, Minor: 229}}, bpfDeviceChar, bpfAccessWrite, 10, 229, false},
-		{"read allowed, read asked", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Type: "b", Major: n(8), Access: "r"}}, nil, bpfDeviceBlock, bpfAccessRead, 8, 5, true},
-		{"read allowed, both asked", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Type: "b", Major: n(8), Access: "r"}}, nil, bpfDeviceBlock, bpfAccessRead | bpfAccessWrite, 8, 5, false},
-		{"the last rule decides", []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}, {Type: "b", Major: n(8), Minor: n(0), Access: "w"}}, nil, bpfDeviceBlock, bpfAccessRead | bpfAccessWrite, 8, 0, false},
-		{"a denial of writes leaves reads", []specs.LinuxDeviceCgroup{{Type: "b", Access: "w"}}, nil, bpfDeviceBlock, bpfAccessRead, 8, 0, true},
+		{"no rule allows", nil, bpfDeviceBlock, bpfAccessWrite, 8, 0, true},
+		{"all denied", []specs.LinuxDeviceCgroup{denyAll}, bpfDeviceChar, bpfAccessRead, 1, 11, false},
+		{"standard device in spite of it", []specs.LinuxDeviceCgroup{denyAll}, bpfDeviceChar, bpfAccessRead | bpfAccessWrite, 1, 3, true},
+		{"a terminal in spite of it", []specs.LinuxDeviceCgroup{denyAll}, bpfDeviceChar, bpfAccessRead, 136, 77, true},
+		{"mknod of anything in spite of it", []specs.LinuxDeviceCgroup{denyAll}, bpfDeviceBlock, bpfAccessMknod, 8, 0, true},
+		{"same number, block instead of char", []specs.LinuxDeviceCgroup{denyAll}, bpfDeviceBlock, bpfAccessRead, 1, 3, false},
+		{"read allowed, read asked", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Type: "b", Major: n(8), Access: "r"}}, bpfDeviceBlock, bpfAccessRead, 8, 5, true},
+		{"read allowed, both asked", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Type: "b", Major: n(8), Access: "r"}}, bpfDeviceBlock, bpfAccessRead | bpfAccessWrite, 8, 5, false},
+		{"the last rule decides", []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}, {Type: "b", Major: n(8), Minor: n(0), Access: "w"}}, bpfDeviceBlock, bpfAccessRead | bpfAccessWrite, 8, 0, false},
+		{"a denial of writes leaves reads", []specs.LinuxDeviceCgroup{{Type: "b", Access: "w"}}, bpfDeviceBlock, bpfAccessRead, 8, 0, true},
 	} {
-		program, err := Compile(c.rules, c.nodes)
+		program, err := Compile(c.rules)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -87,7 +84,7 @@ func TestDeviceFilter(t *testing.T) {
 		}
 	}
 	for _, bad := range []specs.LinuxDeviceCgroup{{Type: "x", Access: "r"}, {Type: "c", Access: "rq"}} {
-		if _, err := Compile([]specs.LinuxDeviceCgroup{bad}, nil); err == nil || !strings.Contains(err.Error(), "linux.resources.devices") {
+		if _, err := Compile([]specs.LinuxDeviceCgroup{bad}); err == nil || !strings.Contains(err.Error(), "linux.resources.devices") {
 			t.Errorf("Compile(%+v) = %v, want an error that names the field", bad, err)
 		}
 	}
@@ -106,7 +103,7 @@ func TestSimplify(t *testing.T) {
 				Access: []string{"", "r", "rw", "rwm", "m", "wm"}[random.IntN(6)],
 			}
 		}
-		program, err := Compile(rules, nil)
+		program, err := Compile(rules)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +160,7 @@ func TestOneProgram(t *testing.T) {
 			allow(1, 3), allow(1, 8), allow(1, 7), allow(5, 0), allow(1, 5), allow(1, 9), allow(5, 1), allow(136, -1), allow(5, 2),
 		},
 	} {
-		program, err := Compile(rules, nil)
+		program, err := Compile(rules)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +168,7 @@ func TestOneProgram(t *testing.T) {
 			t.Errorf("%s: a program of its own: % x", name, program)
 		}
 	}
-	if program, err := Compile([]specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}, nil); err != nil || len(program) != 0 {
+	if program, err := Compile([]specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}); err != nil || len(program) != 0 {
 		t.Errorf("all allowed: program % x, error %v; want none", program, err)
 	}
 }
