@@ -186,6 +186,23 @@ func (h *hand) madeNetwork() string {
 	return h.shOut("ip -n bxns -o link show | awk '{print $2,$3}'; ip -n bxns -o addr show | awk '{print $2,$4}'; tc -n bxns qdisc show; tc -n bxns filter show dev eth7 ingress")
 }
 
+// Who hears that a container does not run any more, hears it of its state too.
+func TestStateAgreesWithKill(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		for i := range 3 {
+			b := h.bundle("ends-"+itoa(i), "sleep .3", nil)
+			c := h.create(b)
+			c.start()
+			for h.cmd("kill", b.id, "0").code == 0 {
+			}
+			h.wantStatus(b.id, specs.StateStopped)
+			c.end()
+			h.must("delete", b.id)
+		}
+	})
+}
+
 // A network namespace made beforehand is joined, not replaced, and is as it was when the container is gone.
 func TestNetworkNamespaceFromPath(t *testing.T) {
 	eachRuntime(t, func(e *env) {

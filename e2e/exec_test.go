@@ -50,7 +50,13 @@ func TestExecOfMissingCommand(t *testing.T) {
 			e.wantPart("output", r.stdout+r.stderr, want.text)
 			e.wantPart("output", r.stdout+r.stderr, "exec failed")
 		}
-		e.want("the container after it", e.exec(id, "echo", "lives"), "lives")
+		// An exec makes no directories.
+		for dir, text := range map[string]string{"/nosuch": "no such file or directory", "/etc/passwd": "not a directory"} {
+			r := e.docker("exec", "-w", dir, id, "pwd")
+			e.wantCode(r, 126)
+			e.wantPart("output", r.stdout+r.stderr, `exec failed: unable to start container process: chdir to cwd ("`+dir+`") set in config.json failed: `+text)
+		}
+		e.want("the container after it", e.exec(id, "sh", "-c", "ls -d /etc; test ! -e /nosuch || echo made"), "/etc")
 	})
 }
 

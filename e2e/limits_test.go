@@ -83,7 +83,8 @@ func TestUlimitShmSysctlDevices(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		got := e.report("--ulimit", "nofile=123:456", "--ulimit", "core=0", "--ulimit", "nproc=77", "--shm-size", "32m",
 			"--sysctl", "net.ipv4.ip_local_port_range=2000 3000", "--sysctl", "net.core.somaxconn=321", "--sysctl", "kernel.shmmni=99",
-			"--oom-score-adj", "345", "--device", "/dev/null:/dev/xnull", "--device", "/dev/fuse:/dev/xfuse:r", "busybox", "sh", "-c", `
+			"--oom-score-adj", "345", "--device", "/dev/null:/dev/xnull", "--device", "/dev/fuse:/dev/xfuse:r",
+			"--device", "/dev/urandom:/dev/random", "-v", "/dev/null:/dev/urandom", "busybox", "sh", "-c", `
 echo "nofile=$(ulimit -Sn) $(ulimit -Hn)"
 echo "core=$(ulimit -c)"
 echo "nproc=$(grep 'Max processes' /proc/self/limits | awk '{print $3,$4}')"
@@ -96,12 +97,13 @@ echo "device=$(stat -c '%F %t:%T' /dev/xnull) $(echo x >/dev/xnull && wc -c </de
 echo "fuse=$(: </dev/xfuse && echo read) $(: 2>&1 >/dev/xfuse | grep -o "not permitted")"
 for d in null zero full random urandom tty ptmx; do [ -e /dev/$d ] || echo "missing=$d"; done
 echo "links=$(readlink /dev/fd) $(readlink /dev/stdin) $(readlink /dev/stdout) $(readlink /dev/stderr)"
+echo "replaced=$(stat -c %t:%T /dev/random /dev/urandom | xargs)"
 echo "full=$(echo x 2>&1 >/dev/full | grep -o 'No space left on device')"
 echo "zero=$(head -c 3 /dev/zero | od -An -tx1)"`)
 		e.wantReport(got, map[string]string{
 			"nofile": "123 456", "core": "0", "nproc": "77 77", "shm": "32768", "ports": "2000 3000", "somaxconn": "321",
 			"shmmni": "99", "oom": "345", "fuse": "read not permitted", "device": "character special file 1:3 0", "zero": " 00 00 00",
-			"links": "/proc/self/fd /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2", "full": "No space left on device",
+			"links": "/proc/self/fd /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2", "replaced": "1:9 1:3", "full": "No space left on device",
 		})
 		if d, ok := got["missing"]; ok {
 			e.Errorf("/dev/%s is missing", d)

@@ -152,6 +152,7 @@ func TestPodmanSettings(t *testing.T) {
 			"init": "/run/podman-init", "tmpfs": "2048", "shm": "3072", "nofile": "100 200", "secret": "hidden hidden",
 			"owned": "1000:1001 1000:1001", "shared": "0 0", "port": "70", "env": "c", "oom": "300", "nnp": "0",
 		})
+		e.runOK("--read-only", "--user", "1000", "--tmpfs", "/t", "busybox", "touch", "/t/x", "/run/x", "/var/tmp/x")
 	})
 }
 

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -154,10 +156,11 @@ func TestNamedVolumes(t *testing.T) {
 func TestTmpfsAndReadOnlyRoot(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		got := e.report("--read-only", "--tmpfs", "/scratch:size=4m,mode=1711,uid=7", "--tmpfs", "/plain", "--mount", "type=tmpfs,dst=/m,tmpfs-size=1048576",
-			"-v", "anon:/data", "busybox", "sh", "-c", `
+			"--tmpfs", "/home/user", "--tmpfs", "/new", "--tmpfs", "/new700:mode=700", "-v", "anon:/data", "busybox", "sh", "-c", `
 echo "root=$(touch /file 2>&1 | grep -o 'Read-only file system')"
 echo "etc=$(touch /etc/file 2>&1 | grep -o 'Read-only file system')"
 echo "scratch=$(stat -c '%a %u' /scratch) $(df -k /scratch | awk 'NR==2{print $2}')"
+echo "modes=$(stat -c %a /home/user /new /new700 | xargs)"
 echo "plain=$(echo x >/plain/x && cat /plain/x)"
 echo "m=$(df -k /m | awk 'NR==2{print $2}')"
 echo "full=$(dd if=/dev/zero of=/scratch/big bs=1M count=5 2>&1 | grep -o 'No space left on device')"
@@ -166,9 +169,29 @@ echo "options=$(grep ' /plain ' /proc/self/mountinfo | grep -o 'nosuid,nodev,noe
 echo "volume=$(touch /data/x && echo ok)"
 echo "dev=$(touch /dev/x && echo ok) shm=$(touch /dev/shm/x && echo ok)"`)
 		e.wantReport(got, map[string]string{
-			"root": "Read-only file system", "etc": "Read-only file system", "scratch": "1711 7 4096", "plain": "x", "m": "1024",
+			"root": "Read-only file system", "etc": "Read-only file system", "scratch": "1711 7 4096", "modes": "755 1777 700", "plain": "x", "m": "1024",
 			"full": "No space left on device", "type": " - tmpfs", "options": "nosuid,nodev,noexec", "volume": "ok", "dev": "ok shm=ok",
 		})
+	})
+}
+
+// Where a link of the image leads to nothing, what is mounted on it is mounted there.
+func TestMountPointsBehindLinks(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		dir := e.diskDir()
+		e.noErr(os.WriteFile(filepath.Join(dir, "conf"), []byte("the host's\n"), 0o644))
+		b := h.bundle("links", "cat /etc/resolv.conf /run/stub/resolv.conf /etc/data/conf; awk '$5 ~ /data|run/ {print $5, $(NF-1)}' /proc/self/mountinfo", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts,
+				specs.Mount{Destination: "/etc/resolv.conf", Type: "bind", Source: filepath.Join(dir, "conf"), Options: []string{"bind"}},
+				specs.Mount{Destination: "/etc/data", Type: "bind", Source: dir, Options: []string{"bind"}},
+				specs.Mount{Destination: "/var/run/x", Type: "tmpfs", Source: "behind", Options: []string{"mode=700"}})
+		})
+		e.noErr(sh(fmt.Sprintf("cd %s && ln -s ../run/stub/resolv.conf etc/resolv.conf && ln -s /srv/data etc/data && mkdir var && ln -s /run var/run", b.rootfs(""))))
+		out := h.must("run", "--bundle", b.dir, b.id)
+		e.wantPart("stdout", out, strings.Repeat("the host's\n", 3))
+		e.wantPart("stdout", out, "/run/x behind\n")
+		e.wantPart("stdout", out, "/srv/data ")
 	})
 }
 

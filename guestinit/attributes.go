@@ -60,6 +60,7 @@ func (s *script) attributes(p *specs.Process, c *container) error {
 		return err
 	}
 	if p.Cwd != "" {
+		s.chdir = int(s.head.count)
 		s.must(fmt.Sprintf("chdir to cwd (%q) set in config.json failed", p.Cwd), unix.SYS_CHDIR, s.cstring(p.Cwd))
 	}
 	if p.Scheduler != nil {

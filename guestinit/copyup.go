@@ -9,25 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyUp copies the tree at dir into the root of the mount behind it.
-func copyUp(dir string, mount int) error {
-	fd, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
+// copyUp copies what is in the directory dir into the one that fd is open on.
+func copyUp(dir string, fd int) error {
 	src, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(src.Fd()), &st); err != nil {
-		return err
-	}
-	if err := copyOwner(fd, &st); err != nil {
-		return err
-	}
 	return copyEntries(int(src.Fd()), fd)
 }
 

@@ -45,15 +45,17 @@ func hasOwnDev(spec *specs.Spec) bool {
 	return false
 }
 
-// populateDev makes the device nodes and links of /dev.
+// populateDev makes the device nodes and links of /dev. What is there already
+// stays, as with runc: a bind mount, or a node of the spec's in a default one's
+// place.
 func populateDev(spec *specs.Spec, ids idMaps) error {
-	for _, d := range defaultDevices {
-		if err := makeNode(d.path, unix.S_IFCHR|0o666, unix.Mkdev(d.major, d.minor), 0, 0, ids); err != nil {
+	for i := range spec.Linux.Devices {
+		if err := makeDevice(&spec.Linux.Devices[i], ids); err != nil {
 			return err
 		}
 	}
-	for i := range spec.Linux.Devices {
-		if err := makeDevice(&spec.Linux.Devices[i], ids); err != nil {
+	for _, d := range defaultDevices {
+		if err := makeNode(d.path, unix.S_IFCHR|0o666, unix.Mkdev(d.major, d.minor), 0, 0, ids); err != nil {
 			return err
 		}
 	}
@@ -103,15 +105,13 @@ func makeDevice(d *specs.LinuxDevice, ids idMaps) error {
 	return makeNode(path, mode|permissions, unix.Mkdev(uint32(d.Major), uint32(d.Minor)), uid, gid, ids)
 }
 
-// makeNode makes a device node. An equal one that is there already will do.
+// makeNode makes a device node where there is nothing yet.
 func makeNode(path string, mode uint32, dev uint64, uid, gid uint32, ids idMaps) error {
 	err := unix.Mknod(path, mode, int(dev))
 	if errors.Is(err, unix.EEXIST) {
-		var st unix.Stat_t
-		if unix.Lstat(path, &st) != nil || st.Mode&unix.S_IFMT != mode&unix.S_IFMT || st.Rdev != dev {
-			return &os.PathError{Op: "mknod", Path: path, Err: unix.EEXIST}
-		}
-	} else if err != nil {
+		return nil
+	}
+	if err != nil {
 		return &os.PathError{Op: "mknod", Path: path, Err: err}
 	}
 	if err := os.Chmod(path, os.FileMode(mode&0o777)); err != nil { // mknod heeds the umask

@@ -88,9 +88,6 @@ func (c *container) forkExec(p *process, req *guestproto.ExecRequest, group *cgr
 	if err := c.openExecStdio(p, req); err != nil {
 		return err
 	}
-	if err := makeDirs(filepath.Join("/", spec.Cwd), c.ids); err != nil {
-		return fmt.Errorf("cwd: %w", err)
-	}
 	s := p.script
 	s.protect()
 	joins.append(s)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -92,6 +93,11 @@ type mountPlan struct {
 	copyUp           bool
 	// parameters are for the file system: flags (no value) and settings.
 	parameters []mountParameter
+}
+
+// has says that the options set the parameter key.
+func (p *mountPlan) has(key string) bool {
+	return slices.ContainsFunc(p.parameters, func(m mountParameter) bool { return m.key == key })
 }
 
 type mountParameter struct{ key, value string }

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
+	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +27,7 @@ type preparedMount struct {
 	// file says that the mount is on a file, not on a directory.
 	file bool
 	// fillFirst says that a read-only file system has to be filled before it
-	// becomes so: /dev, and a tmpfs with tmpcopyup.
+	// becomes so: /dev, and a tmpfs.
 	fillFirst bool
 }
 
@@ -118,7 +120,7 @@ func (c *container) newFileSystem(p *preparedMount) error {
 	if fstype == "cgroup2" && p.plan.attrs.Attr_clr&unix.MOUNT_ATTR_RDONLY == 0 {
 		p.plan.attrs.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
-	if dest := filepath.Join("/", p.spec.Destination); dest == "/dev" || p.plan.copyUp {
+	if dest := filepath.Join("/", p.spec.Destination); dest == "/dev" || fstype == "tmpfs" {
 		p.fillFirst = p.plan.attrs.Attr_set&unix.MOUNT_ATTR_RDONLY != 0
 		p.plan.attrs.Attr_set &^= unix.MOUNT_ATTR_RDONLY
 	}
@@ -225,12 +227,15 @@ func (c *container) setAttributes(p *preparedMount) error {
 // is the container's, and makes the mount point if there is none.
 func (p *preparedMount) attach(ids idMaps) error {
 	dest := filepath.Join("/", p.spec.Destination)
-	if err := makeMountPoint(dest, p.file, ids); err != nil {
-		return err
-	}
-	if p.plan.copyUp && p.spec.Type == "tmpfs" {
-		if err := copyUp(dest, p.fd); err != nil {
-			return fmt.Errorf("copy %s into the tmpfs over it: %w", dest, err)
+	st, err := os.Stat(dest)
+	switch {
+	case err != nil:
+		if err := makeMountPoint(dest, p.file, ids); err != nil {
+			return err
+		}
+	case p.spec.Type == "tmpfs" && !p.isCopy():
+		if err := p.resemble(dest, st); err != nil {
+			return fmt.Errorf("have the tmpfs look like %s: %w", dest, err)
 		}
 	}
 	if err := unix.MoveMount(p.fd, "", unix.AT_FDCWD, dest, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
@@ -244,20 +249,44 @@ func (p *preparedMount) attach(ids idMaps) error {
 	return nil
 }
 
-// makeMountPoint makes dest a directory or a file if there is nothing.
-func makeMountPoint(dest string, file bool, ids idMaps) error {
-	if _, err := os.Stat(dest); err == nil {
+// resemble gives a new tmpfs the mode of the directory that it covers, as runc
+// does, and with tmpcopyup its owner and content; what the options say stays.
+func (p *preparedMount) resemble(dest string, st os.FileInfo) error {
+	fd, err := unix.Openat(p.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	covered := st.Sys().(*syscall.Stat_t)
+	if p.plan.copyUp {
+		if err := copyUp(dest, fd); err != nil {
+			return err
+		}
+		if !p.plan.has("uid") && !p.plan.has("gid") {
+			if err := unix.Fchown(fd, int(covered.Uid), int(covered.Gid)); err != nil {
+				return err
+			}
+		}
+	}
+	if p.plan.has("mode") {
 		return nil
+	}
+	return unix.Fchmod(fd, covered.Mode&0o7777)
+}
+
+// makeMountPoint makes dest a directory or a file: there is nothing, and where a
+// link leads to nothing, it is made there.
+func makeMountPoint(dest string, file bool, ids idMaps) error {
+	dest, err := securejoin.SecureJoin("/", dest)
+	if err != nil {
+		return err
 	}
 	dir := dest
 	if file {
 		dir = filepath.Dir(dest)
 	}
-	if err := makeDirs(dir, ids); err != nil {
+	if err := makeDirs(dir, ids); err != nil || !file {
 		return err
-	}
-	if !file {
-		return nil
 	}
 	f, err := os.OpenFile(dest, os.O_CREATE|os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0o755)
 	if err != nil {

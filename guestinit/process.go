@@ -106,7 +106,11 @@ func (p *process) awaitReport() error {
 		if int(index) < len(p.script.what) {
 			what = p.script.what[index]
 		}
-		return &stepError{what: what, err: errno}
+		err := &stepError{what: what, err: errno}
+		if int(index) == p.script.chdir {
+			return guestproto.Errorf(guestproto.CodeCommand, "%v", err)
+		}
+		return err
 	}
 	return nil
 }

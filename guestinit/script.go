@@ -25,6 +25,9 @@ type script struct {
 	head   *scriptHead
 	// what names each step for error messages, in parallel to head.steps.
 	what []string
+	// chdir is the step that enters the working directory, which may not be there
+	// for the process's user; negative for none.
+	chdir int
 	// sock is the child's end of its connection with the parent.
 	sock int
 }
@@ -72,7 +75,7 @@ func newScript(sock, data int) (*script, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes for a process's script: %w", size, err)
 	}
-	s := &script{memory: memory, used: unsafe.Sizeof(scriptHead{}), sock: sock}
+	s := &script{memory: memory, used: unsafe.Sizeof(scriptHead{}), chdir: -1, sock: sock}
 	s.head = (*scriptHead)(unsafe.Pointer(&memory[0]))
 	return s, nil
 }

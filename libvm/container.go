@@ -146,7 +146,9 @@ func (c *Container) signal(signal int, all bool) error {
 	case err == nil:
 		return conn.Close()
 	case errors.Is(err, ErrNotRunning):
-		return err
+		// Whoever asks for the state next shall hear the same: podman gives up on
+		// a container that runs and cannot be killed.
+		return errors.Join(err, c.awaitEnd())
 	case signal == int(unix.SIGKILL):
 		return c.kill() // a monitor that cannot pass it on can still be ended
 	case errors.Is(err, ErrVMLost):
@@ -157,6 +159,21 @@ func (c *Container) signal(signal int, all bool) error {
 
 // kill ends the monitor and with it the VM, and waits for its end.
 func (c *Container) kill() error {
+	return c.withMonitor(func(fd int) error {
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill the monitor: %w", err)
+		}
+		return waitPidfd(fd, deleteTimeout)
+	})
+}
+
+// awaitEnd waits for the end of a monitor whose container has ended.
+func (c *Container) awaitEnd() error {
+	return c.withMonitor(func(fd int) error { return waitPidfd(fd, deleteTimeout) })
+}
+
+// withMonitor calls f with a pidfd of the monitor, unless that has ended.
+func (c *Container) withMonitor(f func(fd int) error) error {
 	fd, err := unix.PidfdOpen(c.Pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -168,13 +185,10 @@ func (c *Container) kill() error {
 	if !alive(c.Pid, c.PidStart) { // the pid was another process's when the pidfd was opened
 		return nil
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill the monitor: %w", err)
-	}
-	return waitPidfd(fd, deleteTimeout)
+	return f(fd)
 }
 
-// deleteTimeout bounds the wait for a killed monitor, as runc's does.
+// deleteTimeout bounds the wait for a monitor that is to end, as runc's does.
 const deleteTimeout = 10 * time.Second
 
 // waitPidfd waits until the process behind a pidfd has ended.

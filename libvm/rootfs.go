@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -111,16 +112,20 @@ func mountProc(proc int) error {
 // none, as runc does. All paths are the container's, and so is the root.
 func attach(m hostMount) error {
 	defer unix.Close(m.fd)
-	if err := os.MkdirAll(filepath.Dir(m.target), 0o755); err != nil {
-		return err
-	}
 	st, err := os.Stat(m.target)
 	switch {
 	case err == nil && st.IsDir() == m.file:
 		// The words that runc has for it, and that docker adds a hint to.
 		return fmt.Errorf("mount %s: %w: a directory can be mounted on a directory only, a file on a file", m.target, unix.ENOTDIR)
 	case err != nil:
-		if err := makeMountPoint(m.target, m.file); err != nil {
+		path, err := securejoin.SecureJoin("/", m.target) // where a link leads to nothing, that is made
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := makeMountPoint(path, m.file); err != nil {
 			return err
 		}
 	}

@@ -9,7 +9,7 @@ type Code string
 // because callers match it; see runtime-contract section 1.4.
 const (
 	CodeInternal   Code = "internal"
-	CodeCommand    Code = "command"    // args[0] cannot be executed; Message is runc's wording
+	CodeCommand    Code = "command"    // args[0] cannot be executed, or not in cwd; Message is runc's wording
 	CodeNoProcess  Code = "no-process" // no such process, or it has ended
 	CodeBadRequest Code = "bad-request"
 	CodeHook       Code = "hook" // a startContainer hook has failed
