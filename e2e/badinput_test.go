@@ -150,5 +150,10 @@ func TestBadInputThroughDocker(t *testing.T) {
 		r = e.run("-v", "/etc/hostname:/etc", "busybox", "true")
 		e.wantCode(r, 125)
 		e.wantPart("file over a directory", r.stderr, "ot a directory")
+
+		// Docker's hook for the network fails as well, for want of a process.
+		r = e.run("--hostname", strings.Repeat("a", 65), "busybox", "true")
+		e.wantCode(r, 125)
+		e.wantPart("long host name", strings.ReplaceAll(r.stderr, "sethostname", "set the host name"), "set the host name: ")
 	})
 }

@@ -107,14 +107,14 @@ func TestContainer(t *testing.T) {
 	}, nil)
 	look(t, v, []probe{
 		{"id", "uid=1000(user) gid=1000 groups=5"},
-		{"echo $HOME; umask; pwd", "/home/user\n0077\n/new/dir\n"},
+		{"echo $HOME; umask; pwd", "/home/user\n0077\n/etc\n"},
 		{"grep -E 'Cap(Prm|Eff|Bnd|Amb)|NoNew|^Seccomp:' /proc/self/status", "CapPrm:\t0000000000000400\nCapEff:\t0000000000000400\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000400\nNoNewPrivs:\t1\nSeccomp:\t2"},
 		{"ulimit -n; ulimit -Hn", "100\n200\n"},
 		{"echo x >/dev/stdout; cat /proc/self/oom_score_adj", "x\n500\n"},
 	}, func(p *specs.Process) {
 		umask, oom := uint32(0o077), 500
 		p.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{5}, Umask: &umask}
-		p.NoNewPrivileges, p.Cwd, p.OOMScoreAdj = true, "/new/dir", &oom
+		p.NoNewPrivileges, p.Cwd, p.OOMScoreAdj = true, "/etc", &oom
 		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}}
 		bind := []string{"CAP_NET_BIND_SERVICE"}
 		p.Capabilities = &specs.LinuxCapabilities{Bounding: dockerCapabilities, Effective: bind, Permitted: bind, Inheritable: bind, Ambient: bind}
@@ -152,7 +152,11 @@ func testCommandErrors(t *testing.T, v *vm) {
 		p.Args = []string{command}
 		wantError(t, v.call(guestproto.OpExec, guestproto.ExecRequest{ID: command, Process: p}, nil), guestproto.CodeCommand, want)
 	}
-	p := shell("")
+	p := shell("true")
+	p.Cwd = "/new/dir"
+	wantError(t, v.call(guestproto.OpExec, guestproto.ExecRequest{ID: "cwd", Process: p}, nil), guestproto.CodeCommand,
+		`chdir to cwd ("/new/dir") set in config.json failed: no such file or directory`)
+	p = shell("")
 	p.Args = []string{"/bin/broken"}
 	if r := v.exec("broken", p, ""); r.Code != 1 || r.stderr != "exec /bin/broken: exec format error\n" {
 		t.Errorf("broken program: %+v", r)

@@ -1,6 +1,7 @@
 package libvm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -208,11 +209,12 @@ func (b *birth) run() error {
 	}
 	hooks, hooked := hooksOf(spec), steps.Begin("create: hooks")
 	//lint:ignore SA1019 deprecated in the spec, but what docker uses
-	if err := runHooks("prestart", hooks.Prestart, b.cfg.State); err != nil {
-		return err
+	err = runHooks("prestart", hooks.Prestart, b.cfg.State)
+	if err == nil {
+		err = runHooks("createRuntime", hooks.CreateRuntime, b.cfg.State)
 	}
-	if err := runHooks("createRuntime", hooks.CreateRuntime, b.cfg.State); err != nil {
-		return err
+	if err != nil {
+		return cmp.Or(b.reasonForEnd(), err)
 	}
 	hooked()
 	// A failure of this write shows as the end of the monitor in the next read,
@@ -405,6 +407,15 @@ func (b *birth) awaitReady() error {
 		return fmt.Errorf("runc create failed: unable to start container process: %w", err)
 	}
 	return err
+}
+
+// reasonForEnd is what a monitor that has ended gave as its reason, for a hook
+// that found nobody in the container's namespaces. It is nil for one that lives.
+func (b *birth) reasonForEnd() error {
+	if alive(b.c.Pid, b.c.PidStart) {
+		return nil
+	}
+	return b.awaitReady()
 }
 
 // adopt makes a standby VM's processes ones of the container's: they join its
