@@ -1,7 +1,6 @@
 package main
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/moby/sys/capability"
@@ -23,27 +22,8 @@ counts as implemented, such as seccomp.`,
 	},
 }
 
-// Mount options that guestinit carries out; attributeOptions also with an r in
-// front, for everything below the mount. A test compares them with guestinit.
-var (
-	attributeOptions = []string{
-		"atime", "dev", "diratime", "exec", "noatime", "nodev", "nodiratime", "noexec", "norelatime", "nostrictatime",
-		"nosuid", "nosymfollow", "relatime", "ro", "rw", "strictatime", "suid", "symfollow",
-	}
-	otherOptions = []string{
-		"acl", "async", "bind", "defaults", "dirsync", "idmap", "iversion", "lazytime", "loud", "mand", "noacl",
-		"noiversion", "nolazytime", "nomand", "private", "rbind", "remount", "ridmap", "rprivate", "rshared", "rslave",
-		"runbindable", "shared", "silent", "slave", "sync", "tmpcopyup", "unbindable",
-	}
-)
-
 func runtimeFeatures() features.Features {
 	yes, no := true, false
-	options := slices.Concat(attributeOptions, otherOptions)
-	for _, o := range attributeOptions {
-		options = append(options, "r"+o)
-	}
-	slices.Sort(options)
 	var capabilities []string
 	for _, c := range capability.ListKnown() {
 		capabilities = append(capabilities, "CAP_"+strings.ToUpper(c.String()))
@@ -52,7 +32,7 @@ func runtimeFeatures() features.Features {
 		OCIVersionMin: "1.0.0",
 		OCIVersionMax: specs.Version,
 		Hooks:         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
-		MountOptions:  options,
+		MountOptions:  libvm.MountOptions(),
 		Linux: &features.Linux{
 			Namespaces:   []string{"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"},
 			Capabilities: capabilities,

@@ -36,6 +36,8 @@ func TestBadBundles(t *testing.T) {
 		"cwd-relative":      {func(s *specs.Spec) { s.Process.Cwd = "relative" }, "", `(?i)cwd`, false},
 		"mount-source":      {addMount("/there", "bind", "/no/such/source", "bind"), "", `/no/such/source`, false},
 		"mount-type":        {addMount("/there", "nosuchfs", "none"), "", `nosuchfs|no such device`, false},
+		"overlay-missing":   {addMount("/there", "overlay", "overlay", "lowerdir=/no/such/layer:/proc"), "", `/there.*/no/such/layer.*no such file`, false},
+		"overlay-relative":  {addMount("/there", "overlay", "overlay", "lowerdir=/bin:bin"), "", `mount /there: .*want absolute`, true},
 		"mount-over-file":   {addMount("/etc/passwd", "bind", "/proc", "bind"), "", `/etc/passwd`, false},
 		"cgroup":            {func(s *specs.Spec) { s.Linux.CgroupsPath += "\nx" }, "", `(?i)cgroup|invalid argument`, false},
 		"namespace-path":    {func(s *specs.Spec) { s.Linux.Namespaces[1].Path = "/no/such/ns" }, "", `/no/such/ns`, false},

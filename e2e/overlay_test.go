@@ -1,6 +1,12 @@
 package e2e
 
-import "testing"
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
 
 // overlayScript works on an overlay whose upper layer is in a directory, and prints what it saw. Twice, as the second mount
 // finds what the first has left in the upper layer.
@@ -38,5 +44,51 @@ func TestOverlayOnVolume(t *testing.T) {
 			"run": "ok", "held": "", "whiteout": "character special file 0:0", "gone": " removed=", "moved": "4750 5:6 1000000000 lower",
 			"texts": "lower more lower text text text 1", "xattr": "xattr ok",
 		})
+	})
+}
+
+// The overlays of config.json are of the host's directories. A file stays the same one when its first change copies it up, from
+// another file system too.
+func TestOverlaysOfTheHost(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		dir, memory := h.diskDir(), "/run/overlay-case"
+		h.Cleanup(func() { h.noErr(os.RemoveAll(memory)) })
+		h.noErr(sh(fmt.Sprintf(`
+cd %s; mkdir 'odd,name:x' lower; echo odd >'odd,name:x'/odd; for file in file lock mapped gone; do echo lower >lower/$file; done
+mkdir -p rw/upper rw/work ro/upper ro/work %[2]s/upper %[2]s/work`, dir, memory)))
+		overlay := func(s *specs.Spec, destination, option, lower, top string) {
+			addMount(destination, "overlay", "overlay", option, "lowerdir="+lower, "upperdir="+top+"/upper", "workdir="+top+"/work")(s)
+		}
+		b := h.bundle("overlays", `
+for at in disk memory; do
+	cd /$at
+	before=$(stat -c %i file); exec 3>>file; echo one >&3; echo two >>file; exec 3>&-
+	echo "$at=$(cat file | xargs) $([ $before = $(stat -c %i file) ] && echo same) $(rm gone; ls | xargs)"
+	echo "$at-locks=$(probe flock lock 2>&1) $(probe mmap mapped 2>&1)"
+done
+echo "odd=$(cat /disk/odd)"
+echo "nosuid=$(grep -c ' /disk .*nosuid' /proc/mounts) $(grep -c nosuid,.*/memory /proc/mounts)"
+echo "xattr=$(probe xattr /disk/file 2>&1)"
+echo "ro=$(touch /ro/new 2>&1)"
+mount -o remount,rw /ro; echo "remounted=$(touch /ro/new 2>&1)"`, func(s *specs.Spec) {
+			overlay(s, "/disk", "nosuid", dir+`/odd\,name\:x:`+dir+"/lower", dir+"/rw")
+			overlay(s, "/memory", "rw", dir+"/lower", memory)
+			overlay(s, "/ro", "ro", dir+"/lower", dir+"/ro")
+			caps := append(s.Process.Capabilities.Bounding, "CAP_SYS_ADMIN")
+			s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
+		})
+		r := h.cmd("run", "--bundle", b.dir, b.id)
+		h.wantCode(r, 0)
+		want := map[string]string{
+			"disk": "lower one two same file lock mapped odd", "disk-locks": "flock ok mmap ok",
+			"memory": "lower one two same file lock mapped", "memory-locks": "flock ok mmap ok",
+			"odd": "odd", "nosuid": "1 0", "xattr": "xattr ok", "ro": "touch: /ro/new: Read-only file system",
+		}
+		if h.rt.isVM() {
+			want["remounted"] = "touch: /ro/new: Read-only file system" // by the host
+		}
+		h.wantReport(parseReport(r.stdout), want)
+		h.want("the layers on the host", h.shOut(fmt.Sprintf("cat %[1]s/lower/file %[1]s/rw/upper/file %s/upper/file | xargs", dir, memory)), "lower lower one two lower one two\n")
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,37 +21,40 @@ func detachMounts() error {
 }
 
 // mountShare builds the directory that virtiofsd serves, at dir, in the
-// monitor's own mount namespace: a tmpfs with one bind mount for each of binds.
+// monitor's own mount namespace: a tmpfs with one mount for each of binds.
 // What is read-only to the container is read-only here already, so that a guest
 // that breaks its own kernel still cannot write it.
 func mountShare(dir string, binds []Bind, mountLabel string) error {
-	options := "mode=0755,size=1m"
-	if mountLabel != "" {
-		options += `,context="` + mountLabel + `"`
-	}
+	options := label.FormatMountLabel("mode=0755,size=1m", mountLabel)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount the share: %w", err)
 	}
 	for _, b := range binds {
-		if err := bindInto(filepath.Join(dir, b.Name), b); err != nil {
+		if err := bindInto(filepath.Join(dir, b.Name), b, mountLabel); err != nil {
 			return fmt.Errorf("share %s: %w", b.Source, err)
 		}
 	}
 	return nil
 }
 
-func bindInto(target string, b Bind) error {
+func bindInto(target string, b Bind, mountLabel string) error {
 	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 		return err
 	}
 	if err := makeMountPoint(target, b.File); err != nil {
 		return err
 	}
-	flags := uintptr(unix.MS_BIND)
-	if b.Recursive {
-		flags |= unix.MS_REC
+	var err error
+	if b.Overlay != "" {
+		err = mountOverlay(target, b, mountLabel)
+	} else {
+		flags := uintptr(unix.MS_BIND)
+		if b.Recursive {
+			flags |= unix.MS_REC
+		}
+		err = unix.Mount(b.Source, target, "", flags, "")
 	}
-	if err := unix.Mount(b.Source, target, "", flags, ""); err != nil {
+	if err != nil {
 		return err
 	}
 	// Devices are the guest's own business: a node in a shared directory shall
@@ -65,6 +69,19 @@ func bindInto(target string, b Bind) error {
 	}
 	if err := unix.MountSetattr(unix.AT_FDCWD, target, setFlags, &attr); err != nil {
 		return fmt.Errorf("mount_setattr: %w", err)
+	}
+	return nil
+}
+
+// mountOverlay uses mount(2): fsconfig(2) takes 255 bytes of an option at most,
+// and for overlays before Linux 6.5 none with a comma.
+func mountOverlay(target string, b Bind, mountLabel string) error {
+	options := label.FormatMountLabel(b.Overlay, mountLabel)
+	if len(options) >= os.Getpagesize() {
+		return fmt.Errorf("overlay: %w: options of %d bytes, which mount(2) would cut off", unix.E2BIG, len(options))
+	}
+	if err := unix.Mount(b.Source, target, "overlay", 0, options); err != nil {
+		return fmt.Errorf("overlay with options %q: %w", options, err)
 	}
 	return nil
 }

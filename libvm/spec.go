@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,8 +78,11 @@ type Machine struct {
 // Bind is a host directory or file that the share shows to the guest at
 // Name below guestproto.ShareDir.
 type Bind struct {
-	Name     string
-	Source   string
+	Name   string
+	Source string
+	// Overlay, if not empty, has an overlay with these options made in place of
+	// a bind mount. Source is then its name: where the container has it.
+	Overlay  string `json:",omitempty"`
 	ReadOnly bool
 	// Recursive takes the mounts below Source along.
 	Recursive bool
@@ -385,6 +389,12 @@ func (p *Plan) mounts(host *HostFacts) error {
 			m.Source = "cgroup"
 			continue
 		}
+		if m.Type == "overlay" && !isBind(m) {
+			if err := p.overlay(m); err != nil {
+				return err
+			}
+			continue
+		}
 		if !isBind(m) {
 			continue
 		}
@@ -432,16 +442,49 @@ func (p *Plan) bind(m *specs.Mount, src Source) error {
 		}
 		return nil // the guest's own node of that path
 	}
-	name := path.Join("mounts", strconv.Itoa(len(p.Binds)-1))
-	p.Binds = append(p.Binds, Bind{
-		Name:      name,
+	p.share(m, Bind{
 		Source:    src.Path,
 		ReadOnly:  readOnly(m.Options),
 		Recursive: slices.Contains(m.Options, "rbind"),
 		File:      src.Kind == SourceFile,
 	})
-	m.Source = guestSharePath(name)
 	return nil
+}
+
+// relativeLayer matches an option of an overlay with a path that is relative.
+// Colons separate those of lowerdir, unless escaped.
+var relativeLayer = regexp.MustCompile(`^(lowerdir=(.*[^\\]:)?|upperdir=|workdir=)[^/:]`)
+
+// overlay leaves the making of the mount to the host, and has the guest bind it.
+// The directories of every overlay in config.json are the host's, as with runc:
+// who writes it can know none of the guest's.
+func (p *Plan) overlay(m *specs.Mount) error {
+	words := MountOptions()
+	var forHost []string
+	forGuest := []string{"bind"}
+	for _, o := range m.Options {
+		if relativeLayer.MatchString(o) {
+			return fmt.Errorf("mount %s: overlay option %q: want absolute paths", m.Destination, o)
+		}
+		if slices.Contains(words, o) {
+			forGuest = append(forGuest, o)
+		} else {
+			forHost = append(forHost, o)
+		}
+	}
+	if !slices.ContainsFunc(forHost, func(o string) bool { return strings.HasPrefix(o, "lowerdir") }) {
+		return fmt.Errorf("mount %s: an overlay without lowerdir", m.Destination)
+	}
+	m.Type, m.Options = "bind", forGuest
+	p.share(m, Bind{Source: m.Destination, Overlay: strings.Join(forHost, ","), ReadOnly: readOnly(forGuest)})
+	return nil
+}
+
+// share gives b a name in the share, and the guest's mount that as its source.
+func (p *Plan) share(m *specs.Mount, b Bind) {
+	b.Name = path.Join("mounts", strconv.Itoa(len(p.Binds)-1))
+	p.Binds = append(p.Binds, b)
+	m.Source = guestSharePath(b.Name)
 }
 
 // guestSharePath is where the guest finds an entry of the share.

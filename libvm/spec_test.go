@@ -252,3 +252,19 @@ func TestMissingSourceNamesTheMount(t *testing.T) {
 		t.Errorf("error = %v", err)
 	}
 }
+
+func TestOverlayWithoutHostPathsNamesTheMount(t *testing.T) {
+	for want, options := range map[string][]string{
+		`mount /m: overlay option "lowerdir=a": want absolute paths`:    {"lowerdir=a"},
+		`mount /m: overlay option "lowerdir=/a:b": want absolute paths`: {"lowerdir=/a:b", "upperdir=/u", "workdir=/w"},
+		`mount /m: overlay option "upperdir=u": want absolute paths`:    {"lowerdir=/a", "upperdir=u", "workdir=/w"},
+		`mount /m: overlay option "workdir=./w": want absolute paths`:   {"lowerdir=/a", "upperdir=/u", "workdir=./w"},
+		`mount /m: an overlay without lowerdir`:                         {"ro", "upperdir=/u", "workdir=/w"},
+	} {
+		spec := minimal()
+		spec.Mounts = []specs.Mount{{Destination: "/m", Source: "overlay", Type: "overlay", Options: options}}
+		if _, err := Rewrite(spec, "/r", &HostFacts{CPUs: 1}, Overrides{}); err == nil || err.Error() != want {
+			t.Errorf("options %q: error %v, want %s", options, err, want)
+		}
+	}
+}
