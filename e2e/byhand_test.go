@@ -207,13 +207,15 @@ func TestStateAgreesWithKill(t *testing.T) {
 func TestNetworkNamespaceFromPath(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		h := e.byHand()
-		b := h.inMadeNetwork("path-net", "ip -4 -o addr show dev eth7; ping -c 1 -W 20 192.0.2.1 && echo pinged")
+		b := h.inMadeNetwork("path-net", "ip -4 -o addr show dev eth7; ping -c 1 -W 20 192.0.2.1 && echo pinged; echo forward $(cat /proc/sys/net/ipv4/ip_forward)")
+		h.shOut("ip netns exec bxns sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'")
 		before := h.madeNetwork()
 		c := h.create(b)
 		c.start()
 		out := c.out.wait()
 		h.wantPart("stdout", out, "192.0.2.3/24")
 		h.wantPart("stdout", out, "pinged\n")
+		h.wantPart("stdout", out, "forward 1\n")
 		c.end()
 		h.must("delete", b.id)
 		if err := waitFor("the namespace is as before", func() bool { return h.madeNetwork() == before }); err != nil {

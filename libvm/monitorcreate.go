@@ -254,6 +254,7 @@ func (m *monitor) bootGuest() error {
 	greeted()
 	networked := m.setUpNetwork()
 	clockSet := m.setClock()
+	m.net.parameters(m.cfg.Plan.Guest.Linux)
 	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp, NullStdin: m.stdio.Stdin == nil}
 	err := m.guest.create(req, m.steps, bootTimeout(m.cfg.Accel))
 	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile

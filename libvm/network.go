@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/moby/sys/userns"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/hostnet"
@@ -33,6 +36,9 @@ type network struct {
 	local guestproto.Network
 	// told is what the guest has made of its NICs.
 	told *guestproto.Network
+	// forwards says that the namespace forwards packets between its interfaces: a
+	// new one does where the host does.
+	forwards bool
 	// sandbox is the container whose network namespace this one joins, as a
 	// pod's member does. Its VM, which only keeps the namespaces, yields.
 	sandbox string
@@ -59,11 +65,31 @@ func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 			return nil, fmt.Errorf("network namespace: %w", err)
 		}
 	}
-	var err error
+	value, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(forwarding, ".", "/")) // of the reader's namespace
+	if err != nil {
+		return nil, partError("network namespace", err)
+	}
+	n.forwards = strings.TrimSpace(string(value)) == "1"
 	if n.dev, err = os.Open("/dev"); err != nil {
 		return nil, partError("open /dev", err)
 	}
 	return n, nil
+}
+
+// forwarding is the kernel parameter of that name.
+const forwarding = "net.ipv4.ip_forward"
+
+// parameters adds to the container's kernel parameters what it would have found in
+// the namespace, but does not set itself.
+func (n *network) parameters(linux *specs.Linux) {
+	if _, set := linux.Sysctl[forwarding]; set || !n.forwards {
+		return
+	}
+	linux.Sysctl = maps.Clone(linux.Sysctl)
+	if linux.Sysctl == nil {
+		linux.Sysctl = map[string]string{}
+	}
+	linux.Sysctl[forwarding] = "1"
 }
 
 // plug makes a NIC of the VM for every interface that the namespace has now and
