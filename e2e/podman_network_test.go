@@ -57,6 +57,7 @@ func TestPodmanNoneAndHost(t *testing.T) {
 		if e.rt.isVM() { // cannot have the host's interfaces, but reaches what they reach
 			e.want("host network", e.runOK("--network", "host", "busybox", "sh", "-c", "ip -o -4 addr show dev eth0 | awk '{ print $4 }'"), "10.0.2.15/24")
 		}
+		e.runOK("--pid", "host", "busybox", "true")
 	})
 }
 

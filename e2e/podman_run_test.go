@@ -156,6 +156,20 @@ func TestPodmanSettings(t *testing.T) {
 	})
 }
 
+// What Podman does for an init such as systemd: on hosts with cgroup v1 it binds one of the host's hierarchies.
+func TestPodmanSystemdMode(t *testing.T) {
+	eachPodman(t, func(e *podmanEnv) {
+		got := e.report("--systemd=always", "busybox", "sh", "-c", `
+			echo "run=$(stat -f -c %T /run) $(touch /run/x /tmp/x && echo writable)"
+			cd /sys/fs/cgroup/systemd 2>/dev/null || cd /sys/fs/cgroup
+			echo "cgroup=$(mkdir .$(awk -F: '/name=systemd/ { print $3 }' /proc/self/cgroup)/mine && echo made)"`)
+		e.want("run", got["run"], "tmpfs writable")
+		if !e.rootless { // who has no cgroup of its own can make none
+			e.want("cgroup", got["cgroup"], "made")
+		}
+	})
+}
+
 // The ids of a user namespace, and of the files as the host has them.
 func TestPodmanUserNamespaces(t *testing.T) {
 	eachPodman(t, func(e *podmanEnv) {

@@ -52,7 +52,7 @@ func TestUser(t *testing.T) {
 		} {
 			e.wantReport(e.report("--user", user, "busybox", "sh", "-c", script), want)
 		}
-		e.wantReport(e.report("--user", "7:8", "--group-add", "55", "--group-add", "extra", "busybox", "sh", "-c", script),
+		e.wantReport(e.report("--user", "7:8", "--group-add", "55", "--group-add", "extra", "--group-add", "55", "busybox", "sh", "-c", script),
 			map[string]string{"ids": "7 8 8 55 1002"})
 
 		r := e.run("--user", "nobody-knows", "busybox", "true")

@@ -41,6 +41,9 @@ var kernelParameters = []struct{ path, value string }{
 	// Podman asks for nofile 1048576, systemd hosts allow "infinity".
 	{"/proc/sys/fs/nr_open", "1073741816"},
 	{"/proc/self/oom_score_adj", "-1000"},
+	// systemd's value, and watches for more than the 8,192 files that 1 GiB of memory gives.
+	{"/proc/sys/kernel/pid_max", "4194304"},
+	{"/proc/sys/fs/inotify/max_user_watches", "524288"},
 	// An idle guest shall sleep: the kernel would look twice a second whether memory is in pieces, and each
 	// second at the counters of each processor.
 	{"/proc/sys/vm/compaction_proactiveness", "0"},

@@ -86,9 +86,9 @@ func (s *script) raiseAmbient(raise uint64) {
 // become appends the user and group ids. Capabilities survive, for the steps
 // that follow.
 func (s *script) become(user specs.User) {
-	groups := put(s, user.AdditionalGids)
+	groups := slices.Compact(slices.Sorted(slices.Values(user.AdditionalGids))) // the kernel would keep what is there twice
 	s.must("keep capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1)
-	s.must("set additional groups", unix.SYS_SETGROUPS, uintptr(len(user.AdditionalGids)), groups)
+	s.must("set additional groups", unix.SYS_SETGROUPS, uintptr(len(groups)), put(s, groups))
 	gid, uid := uintptr(user.GID), uintptr(user.UID)
 	s.must(fmt.Sprintf("set group id %d", gid), unix.SYS_SETRESGID, gid, gid, gid)
 	s.must(fmt.Sprintf("set user id %d", uid), unix.SYS_SETRESUID, uid, uid, uid)

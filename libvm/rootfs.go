@@ -87,7 +87,11 @@ func newProc() (int, error) {
 		return -1, fmt.Errorf("fsopen proc: %w", err)
 	}
 	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
+	err = unix.FsconfigCreate(fs)
+	if errors.Is(err, unix.EPERM) { // the pid namespace is not this user namespace's, as with podman's --pid=host
+		return unix.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	}
+	if err != nil {
 		return -1, fmt.Errorf("make a proc: %w", err)
 	}
 	proc, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)

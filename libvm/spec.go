@@ -381,6 +381,7 @@ func (p *Plan) hostOnly(spec *specs.Spec) {
 // mounts gives every bind mount a place in the share and turns the mounts that
 // describe the host's kernel into the guest's own.
 func (p *Plan) mounts(host *HostFacts) error {
+	p.uniteCgroups()
 	var left []string
 	for i := range p.Guest.Mounts {
 		m := &p.Guest.Mounts[i]
@@ -416,6 +417,25 @@ func (p *Plan) mounts(host *HostFacts) error {
 		p.Guest.Mounts = slices.DeleteFunc(p.Guest.Mounts, func(m specs.Mount) bool { return isBind(&m) && slices.Contains(left, m.Source) })
 	}
 	return nil
+}
+
+// uniteCgroups takes binds of single hierarchies of cgroup v1 out, which Podman has
+// for systemd to write in where the host has such: the guest's only hierarchy
+// becomes writable in their place.
+func (p *Plan) uniteCgroups() {
+	const root = "/sys/fs/cgroup"
+	hierarchy := func(m specs.Mount) bool {
+		return isBind(&m) && strings.HasPrefix(m.Source, root+"/") && strings.HasPrefix(m.Destination, root+"/")
+	}
+	if !slices.ContainsFunc(p.Guest.Mounts, hierarchy) {
+		return
+	}
+	p.Guest.Mounts = slices.DeleteFunc(p.Guest.Mounts, hierarchy)
+	for i := range p.Guest.Mounts {
+		if m := &p.Guest.Mounts[i]; m.Type == "cgroup" {
+			m.Options = append(m.Options, "rw")
+		}
+	}
 }
 
 func (p *Plan) leaveDevices(paths []string) {
