@@ -55,6 +55,12 @@ func TestUpdateByHand(t *testing.T) {
 		h.wantPart("fork", h.must("exec", b.id, "probe", "fork", "100"), "refused after")
 		h.wantCode(h.cmd("exec", b.id, "probe", "hog", "300"), 137)
 
+		// What is in use cannot be taken away.
+		h.must("exec", b.id, "sh", "-c", "head -c 30000000 /dev/zero >/dev/shm/full")
+		h.wantFail("unable to set memory limit to 8003584 .current usage: ", "update", "--memory", "8003584", "--memory-swap", "8003584", b.id)
+		h.wantStatus(b.id, specs.StateRunning)
+		h.must("exec", b.id, "rm", "/dev/shm/full")
+
 		h.wantFail("invalid value for memory", "update", "--memory", "much", b.id)
 		h.wantFail("invalid value for cpu-quota", "update", "--cpu-quota", "all", b.id)
 		h.wantFail("no such file", "update", "--resources", "/nosuch", b.id)

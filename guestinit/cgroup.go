@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -98,6 +99,32 @@ func (g *cgroup) apply(settings []cgroupSetting) error {
 		}
 	}
 	return nil
+}
+
+// checkMemory refuses a limit that is below what is in use, where that is asked for
+// (runtime-spec, checkBeforeUpdate), after the kernel has taken back what it can.
+func (g *cgroup) checkMemory(m *specs.LinuxMemory) error {
+	if m.CheckBeforeUpdate == nil || !*m.CheckBeforeUpdate || m.Limit == nil || *m.Limit <= 0 {
+		return nil
+	}
+	used, err := g.memoryUsed()
+	if err != nil || used <= *m.Limit {
+		return err
+	}
+	_ = writeFile(g.dir+"/memory.reclaim", strconv.FormatInt(used-*m.Limit, 10)) // fails where less could be had
+	if used, err = g.memoryUsed(); err != nil || used <= *m.Limit {
+		return err
+	}
+	return fmt.Errorf("unable to set memory limit to %d (current usage: %d)", *m.Limit, used)
+}
+
+// memoryUsed is in bytes.
+func (g *cgroup) memoryUsed() (int64, error) {
+	text, err := readFile(g.dir + "/memory.current")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(text), 10, 64)
 }
 
 // delegate gives the cgroup to the root of a container's user namespace, as

@@ -278,6 +278,11 @@ func (s *server) update(req *guestproto.UpdateRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r := req.Resources; r != nil && r.Memory != nil {
+		if err := c.cgroup.checkMemory(r.Memory); err != nil {
+			return nil, err
+		}
+	}
 	return nil, c.cgroup.apply(settings)
 }
 

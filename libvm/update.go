@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"boxlite/internal/guestproto"
@@ -31,6 +32,9 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 		// The host first: room that the guest will use has to be there.
 		if err := c.limitHost(change, vmMiB); err != nil {
 			return err
+		}
+		if m := change.Memory; m != nil && !cgroups.IsCgroup2UnifiedMode() {
+			m.CheckBeforeUpdate = new(true) // version 1 refuses what the guest's version 2 kills for
 		}
 		params := &updateParams{Resources: guestResources(change, c.VCPUs), MemoryMiB: vmMiB}
 		if err := c.request(controlRequest{Op: controlUpdate, Update: params}); err != nil {
