@@ -154,6 +154,12 @@ func TestBadInputThroughDocker(t *testing.T) {
 		e.wantCode(r, 125)
 		e.wantPart("file over a directory", r.stderr, "ot a directory")
 
+		for _, dest := range []string{"/proc", "/proc/foo"} {
+			r = e.run("-v", e.diskDir()+":"+dest, "busybox", "true")
+			e.wantCode(r, 125)
+			e.wantPart("volume in /proc", r.stderr, `cannot be mounted because it is `)
+		}
+
 		// Docker's hook for the network fails as well, for want of a process.
 		r = e.run("--hostname", strings.Repeat("a", 65), "busybox", "true")
 		e.wantCode(r, 125)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -69,6 +70,9 @@ func validate(spec *specs.Spec) error {
 		if (m.UIDMappings == nil) != (m.GIDMappings == nil) {
 			return fmt.Errorf("mount %s: uidMappings and gidMappings go together", m.Destination)
 		}
+		if err := validateInProc(m); err != nil {
+			return err
+		}
 	}
 	if _, ok := spec.Annotations[""]; ok {
 		return errors.New("annotations: a key is empty")
@@ -85,6 +89,25 @@ func validate(spec *specs.Spec) error {
 		return nil
 	}
 	return validateLinux(spec.Linux)
+}
+
+// underProc are the files that a mount may cover, as with runc: lxcfs does.
+var underProc = []string{
+	"cpuinfo", "diskstats", "loadavg", "meminfo", "net/dev", "slabinfo", "stat", "swaps", "sys/crypto/fips_enabled", "sys/kernel/ns_last_pid", "uptime",
+}
+
+// validateInProc refuses what would take the container's proc from it.
+func validateInProc(m specs.Mount) error {
+	dest := filepath.Join("/", m.Destination)
+	name, inside := strings.CutPrefix(dest, "/proc/")
+	switch {
+	case m.Type == "proc" || m.Type == "sysfs" || m.Source == "/proc":
+	case dest == "/proc":
+		return fmt.Errorf("mount: %q cannot be mounted because it is not of type proc", dest)
+	case inside && !slices.Contains(underProc, name):
+		return fmt.Errorf("mount: %q cannot be mounted because it is inside /proc", dest)
+	}
+	return nil
 }
 
 // ValidateProcess checks the process object of config.json or of an exec.
