@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -91,8 +92,12 @@ func execOptions(c *cli.Context, ctr *libvm.Container) (opts libvm.ExecOptions, 
 	if err := libvm.ValidateProcess(opts.Process); err != nil {
 		return opts, err
 	}
+	level := slog.LevelDebug // create has warned of config.json, and engines want one line of an exec that fails
+	if c.IsSet("cap") {
+		level = slog.LevelWarn
+	}
 	for _, w := range libvm.GuestProcess(opts.Process) {
-		c.App.Metadata["logs"].(*logOutput).logger.Debug(w, "id", ctr.ID)
+		c.App.Metadata["logs"].(*logOutput).logger.Log(c.Context, level, w, "id", ctr.ID)
 	}
 	opts.Cgroup = c.String("cgroup")
 	opts.Stdio = libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
@@ -178,8 +183,9 @@ func setUser(u *specs.User, text string) error {
 	return nil
 }
 
-// addCapabilities adds to all sets but the ambient one, as runc does; to that
-// too if it has some already.
+// addCapabilities adds to the bounding, effective and permitted sets and, as runc
+// does since 1.1.2, to the ambient one if it has some already. The inheritable set
+// stays as it is (CVE-2022-29162), so that only what it holds can become ambient.
 func addCapabilities(p *specs.Process, names []string) {
 	if len(names) == 0 {
 		return
@@ -188,12 +194,12 @@ func addCapabilities(p *specs.Process, names []string) {
 	if p.Capabilities != nil {
 		caps = *p.Capabilities
 	}
-	for _, set := range []*[]string{&caps.Bounding, &caps.Effective, &caps.Permitted} {
-		*set = append(slices.Clone(*set), names...)
-	}
+	sets := []*[]string{&caps.Bounding, &caps.Effective, &caps.Permitted}
 	if len(caps.Ambient) > 0 {
-		caps.Ambient = append(slices.Clone(caps.Ambient), names...)
-		caps.Inheritable = append(slices.Clone(caps.Inheritable), names...)
+		sets = append(sets, &caps.Ambient)
+	}
+	for _, set := range sets {
+		*set = append(slices.Clone(*set), names...)
 	}
 	p.Capabilities = &caps
 }

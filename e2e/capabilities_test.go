@@ -128,6 +128,44 @@ func TestEveryCapabilityByInit(t *testing.T) {
 	})
 }
 
+// exec --cap adds to the bounding, effective and permitted sets, never to the inheritable one, and so to the ambient one only
+// what can be inherited already.
+func TestCapabilityOfExec(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		own, inherited := []string{"CAP_KILL", "CAP_AUDIT_WRITE", "CAP_CHOWN"}, []string{"CAP_KILL", "CAP_AUDIT_WRITE"}
+		b := h.bundle("exec-cap", "echo ready; exec sleep 1000", func(s *specs.Spec) {
+			s.Process.Capabilities = &specs.LinuxCapabilities{
+				Bounding: own, Effective: own, Permitted: own, Inheritable: inherited, Ambient: []string{"CAP_KILL"},
+			}
+		})
+		c := h.create(b)
+		c.start()
+		h.expect(c.out, "ready")
+		for _, tc := range []struct {
+			name, user string
+			ambient    []string
+		}{
+			{"CAP_NET_RAW", "0", []string{"CAP_KILL"}},
+			{"CAP_NET_RAW", "1000", []string{"CAP_KILL"}},
+			{"CAP_AUDIT_WRITE", "1000", inherited},
+		} {
+			all := append(slices.Clone(own), tc.name)
+			want := specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: inherited, Ambient: tc.ambient}
+			if tc.user != "0" { // execve leaves it what is ambient
+				want.Effective, want.Permitted = tc.ambient, tc.ambient
+			}
+			got := h.must("exec", "--cap", tc.name, "--user", tc.user, b.id, "grep", "^Cap", "/proc/self/status")
+			h.want(tc.name+" of user "+tc.user, got, shownCaps(&specs.Process{Capabilities: &want}))
+		}
+		r := h.cmd("exec", "--cap", "CAP_NOSUCH", b.id, "true")
+		h.wantCode(r, 0)
+		h.wantPart("warning", r.stderr, "CAP_NOSUCH")
+		h.must("kill", b.id, "KILL")
+		c.end()
+	})
+}
+
 // A name that no kernel knows is left out, named, and costs no other.
 func TestUnknownCapability(t *testing.T) {
 	eachRuntime(t, func(e *env) {
