@@ -99,7 +99,7 @@ func run(args []string) int {
 func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 	cli.VersionPrinter = printVersion
 	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"}
-	return &cli.App{
+	app := &cli.App{
 		Name:    "boxlite",
 		Usage:   "run OCI containers, each in a virtual machine of its own",
 		Version: version,
@@ -111,13 +111,19 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 			monitorCommand, execProcessCommand, standbyKeeperCommand,
 		},
 		DisableSliceFlagSeparator: true,
-		HideHelpCommand:           true,
 		ExitErrHandler:            func(*cli.Context, error) {}, // run reports
 		Before: func(c *cli.Context) error {
 			return errors.Join(logs.open(c.String("log"), c.String("log-format"), c.Bool("debug")), traced.open(c))
 		},
 		Metadata: map[string]any{"logs": logs, "trace": traced},
 	}
+	for _, cmd := range app.Commands {
+		if cmd.Subcommands == nil {
+			cmd.HideHelpCommand = true // a container may be called "help"
+			cmd.CustomHelpTemplate = cli.CommandHelpTemplate
+		}
+	}
+	return app
 }
 
 var globalFlags = []cli.Flag{

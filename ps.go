@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
@@ -45,6 +47,10 @@ func writeProcessTable(c *cli.Context, pids []int, options []string) error {
 		options = []string{"-ef"}
 	}
 	out, err := exec.Command("ps", options...).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return fmt.Errorf("ps: %w: %s", err, bytes.TrimSpace(exit.Stderr))
+	}
 	if err != nil {
 		return fmt.Errorf("ps: %w", err)
 	}

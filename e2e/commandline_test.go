@@ -34,6 +34,10 @@ func TestCommandLines(t *testing.T) {
 			{"--help", 0, "COMMANDS:"},
 			{"--version", 0, "version"},
 			{"state --help", 0, "USAGE:"},
+			{"help", 0, "COMMANDS:"},
+			{"h kill", 0, "--all"},
+			{"help nosuch", 3, "No help topic for 'nosuch'"},
+			{"state help", 1, "container does not exist"}, // an ID
 			{"nosuch", 3, "No help topic for 'nosuch'"},
 			{"--nosuch list", 1, "flag provided but not defined: -nosuch"},
 			{"--log-format xml list", 1, "invalid log-format"},
@@ -64,6 +68,7 @@ func TestCommandLines(t *testing.T) {
 			{"ps", 1, `"ps" requires a minimum of 1 argument`},
 			{"ps CTR", 0, `^UID +PID .*\n.* PIDNUMBER `},
 			{"ps CTR -o pid,comm", 0, `^ *PID COMMAND\n *PIDNUMBER `},
+			{"ps CTR --bogus", 1, "exit status 1: error: unknown gnu long option"},
 			{"ps --format json CTR", 0, `^\[(\d+,)*PIDNUMBER(,\d+)*\]`},
 			{"ps --format xml CTR", 1, "invalid format"},
 			{"list more", 1, `"list" requires exactly 0 argument`},
@@ -91,6 +96,10 @@ func TestCommandLines(t *testing.T) {
 				h.Errorf("%q: want exit code %d and output like %q: %s", tc.args, tc.code, want, r)
 			}
 		}
+		h.must("kill", b.id, "KILL")
+		c.wantKilled()
+		h.want("processes of a stopped container", h.must("ps", "--format", "json", b.id), "null\n")
+		h.want("table of them", strings.TrimSpace(h.must("ps", b.id, "-o", "pid,comm")), "PID COMMAND")
 	})
 }
 

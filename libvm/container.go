@@ -297,10 +297,11 @@ func (r *Runtime) DeleteRemains(id string) error {
 }
 
 // HostPids lists the host's processes that stand for the container's: the
-// monitor and one for each exec, but not QEMU and virtiofsd.
+// monitor and one for each exec, but not QEMU and virtiofsd. Of a stopped
+// container there are none.
 func (c *Container) HostPids() ([]int, error) {
 	if c.Status() == specs.StateStopped {
-		return nil, ErrNotRunning
+		return nil, nil
 	}
 	if c.Cgroup == nil || len(c.Cgroup.Paths) == 0 {
 		return []int{c.Pid}, nil // without a cgroup nobody knows the execs' processes
