@@ -3,22 +3,23 @@ package e2e
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// logHook appends its name and the state that it reads to a file, of the host or of the container.
+// logHook appends its name, its directory and the state that it reads to a file, of the host or of the container.
 func logHook(name, file string) []specs.Hook {
-	return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `echo "` + name + ` $0 $ADDED $(cat)" >>` + file, "hook-" + name}, Env: []string{"PATH=/bin:/usr/bin", "ADDED=env"}}}
+	return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `echo "` + name + ` $0 $ADDED $(pwd) $(cat)" >>` + file, "hook-" + name}, Env: []string{"PATH=/bin:/usr/bin", "ADDED=env"}}}
 }
 
 func failingHook(file string) []specs.Hook {
 	return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo ran >>" + file + "; echo because >&2; exit 3"}}}
 }
 
-// Each kind of hook runs once, in order, with the state on stdin and nothing but its own environment. runc 1.1 runs the
+// Each kind of hook runs once, in order, in its directory, with the state on stdin and nothing but its own environment. runc 1.1 runs the
 // poststart hooks at create already.
 func TestHooks(t *testing.T) {
 	eachRuntime(t, func(e *env) {
@@ -34,7 +35,7 @@ func TestHooks(t *testing.T) {
 				Poststart:       logHook("poststart", log),
 				Poststop:        logHook("poststop", log),
 			}
-			s.Process.User.UID = 0
+			s.Process.User.UID, s.Process.Cwd = 0, "/bin"
 		})
 		c := h.create(b)
 		atCreate, atStart := "prestart createRuntime createContainer", " startContainer second poststart"
@@ -69,37 +70,44 @@ func (h *hand) wantHooks(b bundle, pid int, want string) {
 	h.Helper()
 	var names []string
 	for line := range strings.Lines(h.hookLog(b)) {
-		fields := strings.SplitN(strings.TrimSpace(line), " ", 4)
+		fields := strings.SplitN(strings.TrimSpace(line), " ", 5)
 		if fields[0] == "process" {
 			continue
 		}
 		names = append(names, fields[0])
-		if len(fields) < 4 {
+		if len(fields) < 5 {
 			h.Fatalf("hook wrote %q", line)
 		}
 		h.want("arguments and environment of "+fields[0], fields[1]+" "+fields[2], "hook-"+fields[0]+" env")
 		var st specs.State
-		if err := json.Unmarshal([]byte(fields[3]), &st); err != nil {
-			h.Fatalf("state of %s: %v: %s", fields[0], err, fields[3])
+		if err := json.Unmarshal([]byte(fields[4]), &st); err != nil {
+			h.Fatalf("state of %s: %v: %s", fields[0], err, fields[4])
 		}
 		h.want("id and bundle for "+fields[0], st.ID+" "+st.Bundle, b.id+" "+b.dir)
-		status, at := "created", pid
+		status, at, dir := "created", pid, b.dir
+		if !h.rt.isVM() && strings.Contains("prestart createRuntime createContainer", fields[0]) {
+			status = "creating"
+		}
 		switch fields[0] {
+		case "createContainer":
+			dir = filepath.Join(b.dir, "rootfs")
+			if !h.rt.isVM() {
+				at = 1
+			}
 		case "startContainer", "second":
-			at = 1 // as it is seen from inside
+			status, at, dir = "created", 1, "/bin" // as it is seen from inside
 		case "poststart":
 			status = "running"
+			if !h.rt.isVM() {
+				status = "created"
+			}
 		case "poststop":
 			status, at = "stopped", 0
-		default:
 			if !h.rt.isVM() {
-				continue // runc says creating, and of createContainer pid 1
+				dir, _ = os.Getwd() // that of delete
 			}
 		}
-		if fields[0] == "poststart" && !h.rt.isVM() {
-			status = "created"
-		}
-		h.want("status and pid for "+fields[0], string(st.Status)+" "+itoa(st.Pid), status+" "+itoa(at))
+		h.want("directory, status and pid for "+fields[0], fields[3]+" "+string(st.Status)+" "+itoa(st.Pid), dir+" "+status+" "+itoa(at))
 	}
 	h.want("hooks", strings.Join(names, " "), want)
 }

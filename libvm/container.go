@@ -112,7 +112,7 @@ func (c *Container) Start() error {
 	if err := writeState(c.dir, stateFile, &c.State); err != nil {
 		return err
 	}
-	if err := runHooks("poststart", hooksOf(c.Spec).Poststart, c.ociState(specs.StateRunning)); err != nil {
+	if err := runHooks("poststart", c.Bundle, hooksOf(c.Spec).Poststart, c.ociState(specs.StateRunning)); err != nil {
 		return errors.Join(err, c.kill())
 	}
 	return nil
@@ -238,7 +238,11 @@ func (c *Container) Delete(force bool) error {
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
 	}
-	if err := runHooks("poststop", hooksOf(c.Spec).Poststop, c.ociState(specs.StateStopped)); err != nil {
+	dir := c.Bundle
+	if _, err := os.Stat(dir); err != nil {
+		dir = "" // the caller's: a bundle that has gone keeps no hook from running
+	}
+	if err := runHooks("poststop", dir, hooksOf(c.Spec).Poststop, c.ociState(specs.StateStopped)); err != nil {
 		c.rt.Log.Warn(err.Error(), "id", c.ID)
 	}
 	return nil

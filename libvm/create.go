@@ -209,9 +209,9 @@ func (b *birth) run() error {
 	}
 	hooks, hooked := hooksOf(spec), steps.Begin("create: hooks")
 	//lint:ignore SA1019 deprecated in the spec, but what docker uses
-	err = runHooks("prestart", hooks.Prestart, b.cfg.State)
+	err = runHooks("prestart", b.c.Bundle, hooks.Prestart, b.cfg.State)
 	if err == nil {
-		err = runHooks("createRuntime", hooks.CreateRuntime, b.cfg.State)
+		err = runHooks("createRuntime", b.c.Bundle, hooks.CreateRuntime, b.cfg.State)
 	}
 	if err != nil {
 		return cmp.Or(b.reasonForEnd(), err)
@@ -478,7 +478,7 @@ func (b *birth) undo() error {
 		errs = append(errs, b.cgroup.Destroy())
 	}
 	errs = append(errs, os.RemoveAll(b.c.dir))
-	if err := runHooks("poststop", hooksOf(b.c.Spec).Poststop, b.c.ociState(specs.StateStopped)); err != nil {
+	if err := runHooks("poststop", b.c.Bundle, hooksOf(b.c.Spec).Poststop, b.c.ociState(specs.StateStopped)); err != nil {
 		b.c.rt.Log.Warn(err.Error(), "id", b.c.ID)
 	}
 	return errors.Join(errs...)

@@ -14,22 +14,23 @@ import (
 	"boxlite/internal/guestproto"
 )
 
-// runHooks runs hooks one after the other with state on their stdin, as
+// runHooks runs hooks in dir, one after the other with state on their stdin, as
 // config.md, "POSIX-platform Hooks", says. It stops at the first that fails.
-func runHooks(kind string, hooks []specs.Hook, state specs.State) error {
+// Of a directory nothing is said there: dir is where runc 1.1 runs them.
+func runHooks(kind, dir string, hooks []specs.Hook, state specs.State) error {
 	raw, err := json.Marshal(state)
 	if err != nil {
 		return err
 	}
 	for i, h := range hooks {
-		if err := runHook(h, raw); err != nil {
+		if err := runHook(dir, h, raw); err != nil {
 			return fmt.Errorf("%s hook #%d: %w", kind, i, err)
 		}
 	}
 	return nil
 }
 
-func runHook(h specs.Hook, state []byte) error {
+func runHook(dir string, h specs.Hook, state []byte) error {
 	ctx := context.Background()
 	if h.Timeout != nil {
 		var cancel context.CancelFunc
@@ -41,6 +42,7 @@ func runHook(h specs.Hook, state []byte) error {
 	if len(h.Args) > 0 {
 		cmd.Args = h.Args
 	}
+	cmd.Dir = dir
 	cmd.Env = h.Env // nil inherits
 	cmd.Stdin = bytes.NewReader(state)
 	cmd.Stdout, cmd.Stderr = out, out

@@ -147,7 +147,7 @@ func (m *monitor) enter(sync *net.UnixConn, share string) error {
 		return errors.Join(errors.New("create went away"), err)
 	}
 	defer m.steps.Begin("enter the rootfs")()
-	if err := runHooks("createContainer", m.cfg.Hooks, m.cfg.State); err != nil {
+	if err := runHooks("createContainer", m.cfg.Plan.Binds[0].Source, m.cfg.Hooks, m.cfg.State); err != nil {
 		return err
 	}
 	if fd := m.cfg.SharedMountsFD; fd != 0 {
