@@ -74,7 +74,7 @@ func run(args []string) int {
 	logs := &logOutput{stderr: os.Stderr}
 	traced := new(traceOutput)
 	app := newApp(logs, traced)
-	err := app.Run(args)
+	err := app.Run(append(args[:1:1], commandFlagsFirst(app.Flags, app.Commands, args[1:])...))
 	if traceErr := traced.close(); traceErr != nil {
 		logs.warn(traceErr) // the container is what it is
 	}

@@ -18,6 +18,29 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// A commandLine is words, with _ for a space within one, and how they end.
+type commandLine struct {
+	args string
+	code int
+	text string // an expression for the output
+}
+
+// wantLines runs lines one after the other, with words replaced.
+func (h *hand) wantLines(words *strings.Replacer, lines []commandLine) {
+	h.Helper()
+	for _, line := range lines {
+		args := strings.Fields(words.Replace(line.args))
+		for i, arg := range args {
+			args[i] = strings.ReplaceAll(arg, "_", " ")
+		}
+		r := h.cmd(args...)
+		want := words.Replace(line.text)
+		if r.code != line.code || !regexp.MustCompile(want).MatchString(r.stdout+strings.ReplaceAll(r.stderr, `\"`, `"`)) {
+			h.Errorf("%q: want exit code %d and output like %q: %s", line.args, line.code, want, r)
+		}
+	}
+}
+
 // The same command lines end alike: what is not there, too much or too little.
 func TestCommandLines(t *testing.T) {
 	eachRuntime(t, func(e *env) {
@@ -25,11 +48,7 @@ func TestCommandLines(t *testing.T) {
 		b := h.bundle("lines", "sleep 1000", nil)
 		c := h.create(b)
 		c.start()
-		for _, tc := range []struct {
-			args string
-			code int
-			text string // an expression
-		}{
+		h.wantLines(strings.NewReplacer("PIDNUMBER", itoa(c.pid), "CTR", b.id, "DIR", b.dir), []commandLine{
 			{"", 0, "COMMANDS:"},
 			{"--help", 0, "COMMANDS:"},
 			{"--version", 0, "version"},
@@ -84,18 +103,7 @@ func TestCommandLines(t *testing.T) {
 			{"events nosuch", 1, "container does not exist"},
 			{"spec more", 1, `"spec" requires exactly 0 argument`},
 			{"features more", 1, `"features" requires exactly 0 argument`},
-		} {
-			words := strings.NewReplacer("PIDNUMBER", itoa(c.pid), "CTR", b.id, "DIR", b.dir)
-			args := strings.Fields(words.Replace(tc.args))
-			for i, arg := range args {
-				args[i] = strings.ReplaceAll(arg, "_", " ")
-			}
-			r := h.cmd(args...)
-			want := words.Replace(tc.text)
-			if r.code != tc.code || !regexp.MustCompile(want).MatchString(r.stdout+strings.ReplaceAll(r.stderr, `\"`, `"`)) {
-				h.Errorf("%q: want exit code %d and output like %q: %s", tc.args, tc.code, want, r)
-			}
-		}
+		})
 		h.must("kill", b.id, "KILL")
 		c.wantKilled()
 		h.want("processes of a stopped container", h.must("ps", "--format", "json", b.id), "null\n")
@@ -134,6 +142,33 @@ func TestFlagsOfRunc(t *testing.T) {
 				e.Errorf("%s --help succeeds, as if the command were there", command)
 			}
 		}
+	})
+}
+
+// Flags may follow the ID, except where all that follows is another program's.
+func TestFlagsBehindTheID(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("behind", "sleep 1000", nil)
+		run := startReaper(h.T, reaperJob{Args: h.argv("run", b.id, "-d", "--pid-file="+b.pidFile(), "-b", b.dir), Env: h.vars, Dir: "/"}, [3]*os.File{})
+		h.want("run", run.wait(0).String(), "exit code 0")
+		h.wantLines(strings.NewReplacer("CTR", b.id), []commandLine{
+			{"kill CTR 0 --all", 0, "^$"},
+			{"kill CTR -- 0", 0, "^$"},
+			{"kill CTR -9", 1, "invalid"}, // no flag, and no signal
+			{"kill CTR -- -a", 1, "unknown signal \"-a\""},
+			{"state CTR --", 0, `"status": ?"running"`},
+			{"state CTR --help", 0, "USAGE:"},
+			{"update CTR --pids-limit -1", 0, "^$"},
+			{"events CTR --stats", 0, `"type":"stats"`},
+			{"exec CTR echo -d --help", 0, "^-d --help\n$"},
+			{"ps CTR -f", 0, "^UID"},
+			{"list --quiet -f json", 0, "^CTR\n$"},
+			{"delete CTR", 1, "that is not stopped: running"},
+			{"delete CTR -f", 0, "^$"},
+			{"state CTR", 1, "container does not exist"},
+		})
+		run.wait(h.readPid(b.pidFile()))
 	})
 }
 

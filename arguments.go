@@ -1,0 +1,74 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// commandFlagsFirst orders the arguments behind the command that args name, see
+// flagsFirst. What it does not understand it leaves to the parser.
+func commandFlagsFirst(flags []cli.Flag, commands []*cli.Command, args []string) []string {
+	at := 0
+	for n := flagWords(flags, args); n > 0; n = flagWords(flags, args[at:]) {
+		at += n
+	}
+	i := -1
+	if at < len(args) {
+		i = slices.IndexFunc(commands, func(c *cli.Command) bool { return c.HasName(args[at]) })
+	}
+	if i < 0 {
+		return args
+	}
+	cmd, before, behind := commands[i], args[:at+1], args[at+1:]
+	if cmd.Subcommands != nil {
+		return slices.Concat(before, commandFlagsFirst(cmd.Flags, cmd.Subcommands, behind))
+	}
+	passesOn := cmd == execCommand || cmd == psCommand
+	return slices.Concat(before, flagsFirst(slices.Concat(cmd.Flags, []cli.Flag{cli.HelpFlag}), passesOn, behind))
+}
+
+// flagsFirst moves a command's flags before its arguments, as the parser wants
+// them; runc's (urfave/cli v1, reorderArgs) takes `delete ID --force` too. Words
+// that are no flags of the command (-, `kill ID -9`) and all behind "--" keep their
+// order, and so does all behind the ID if the command passes that on. Help is
+// asked for alone: the parser would take an ID for its topic.
+func flagsFirst(flags []cli.Flag, passesOn bool, args []string) []string {
+	var first, rest []string
+	for len(args) > 0 && args[0] != "--" {
+		n := flagWords(flags, args)
+		switch {
+		case n > 0 && slices.Contains(cli.HelpFlag.Names(), strings.TrimLeft(args[0], "-")):
+			return args[:1]
+		case n > 0:
+			first, args = append(first, args[:n]...), args[n:]
+		case passesOn:
+			return append(first, args...)
+		default:
+			rest, args = append(rest, args[0]), args[1:]
+		}
+	}
+	if len(args) > 0 {
+		first, args = append(first, "--"), args[1:]
+	}
+	return slices.Concat(first, rest, args)
+}
+
+// flagWords is the number of words that the flag at the beginning of args and its
+// value take: 0 if there is none.
+func flagWords(flags []cli.Flag, args []string) int {
+	if len(args) == 0 || !strings.HasPrefix(args[0], "-") {
+		return 0
+	}
+	name, _, valued := strings.Cut(strings.TrimPrefix(args[0][1:], "-"), "=")
+	i := slices.IndexFunc(flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
+	switch {
+	case i < 0:
+		return 0
+	case valued || !flags[i].(cli.DocGenerationFlag).TakesValue():
+		return 1
+	default:
+		return min(2, len(args))
+	}
+}
