@@ -25,7 +25,9 @@ func (c containerd) runFlags(rt ociRuntime) []string {
 // A container of containerd's own, without Docker: its life and what it prints.
 func TestContainerd(t *testing.T) {
 	eachRuntime(t, func(e *env) {
-		rootfs := filepath.Join(workDir, "rootfs")
+		dir := e.diskDir()
+		rootfs := filepath.Join(dir, "rootfs")
+		e.noErr(sh("cp -a " + filepath.Join(workDir, "rootfs") + " " + rootfs)) // containerd makes mount points in it
 		e.eng = containerd{e.d}
 		// What ctr and containerd make for a namespace's first container stays.
 		e.Cleanup(func() {
@@ -43,7 +45,7 @@ func TestContainerd(t *testing.T) {
 		e.wantCode(r, 1)
 		e.wantPart("stderr", r.stderr, `exec: "nothing-like-it": executable file not found in $PATH`)
 
-		r = run([]string{"-d", "--memory-limit", "100000000", "--mount", "type=bind,src=" + e.diskDir() + ",dst=/mnt,options=rbind:rw"}, "sleep", "1000")
+		r = run([]string{"-d", "--memory-limit", "100000000", "--mount", "type=bind,src=" + dir + ",dst=/mnt,options=rbind:rw"}, "sleep", "1000")
 		e.wantCode(r, 0)
 		e.want("tasks", statusOf(e.ok("task", "ls")), "RUNNING")
 		r = e.docker("task", "exec", "--exec-id", "one", tag+"-ctr", "sh", "-c", "echo hello >/mnt/file; cat /mnt/file; exit 3")
