@@ -144,5 +144,5 @@ type repetitions struct {
 
 var (
 	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 2, unmeasured: 1, dind: 3, dindFiles: 1, smallFiles: 15000, many: 20, growth: []int{1, 10, 50, 100}, last: 11, burst: time.Minute}
-	quick    = repetitions{hand: 2, docker: 1, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, smallFiles: 500, many: 5, growth: []int{1, 5}, last: 1, burst: 3 * time.Second}
+	quick    = repetitions{hand: 2, docker: 1, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, smallFiles: 500, many: 3, growth: []int{1, 5}, last: 1, burst: 3 * time.Second}
 )
