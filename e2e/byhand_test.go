@@ -194,8 +194,7 @@ func TestStateAgreesWithKill(t *testing.T) {
 			b := h.bundle("ends-"+itoa(i), "sleep .3", nil)
 			c := h.create(b)
 			c.start()
-			for h.cmd("kill", b.id, "0").code == 0 {
-			}
+			h.noErr(waitFor("kill says that it has ended", func() bool { return h.cmd("kill", b.id, "0").code != 0 }))
 			h.wantStatus(b.id, specs.StateStopped)
 			c.end()
 			h.must("delete", b.id)

@@ -144,6 +144,7 @@ func checkMachine() error {
 		{dockerPath(), "docker.io"},
 		{"dockerd", "docker.io"},
 		{"containerd", "containerd"},
+		{"ctr", "containerd"},
 		{"runc", "runc"},
 		{"ip", "iproute2"},
 		{"tc", "iproute2"},

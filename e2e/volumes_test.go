@@ -156,11 +156,11 @@ func TestNamedVolumes(t *testing.T) {
 func TestTmpfsAndReadOnlyRoot(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		got := e.report("--read-only", "--tmpfs", "/scratch:size=4m,mode=1711,uid=7", "--tmpfs", "/plain", "--mount", "type=tmpfs,dst=/m,tmpfs-size=1048576",
-			"--tmpfs", "/home/user", "--tmpfs", "/new", "--tmpfs", "/new700:mode=700", "-v", "anon:/data", "busybox", "sh", "-c", `
+			"--tmpfs", "/home/user", "--tmpfs", "/new", "--tmpfs", "/new700:mode=700", "--tmpfs", "/root:ro", "-v", "anon:/data", "busybox", "sh", "-c", `
 echo "root=$(touch /file 2>&1 | grep -o 'Read-only file system')"
 echo "etc=$(touch /etc/file 2>&1 | grep -o 'Read-only file system')"
 echo "scratch=$(stat -c '%a %u' /scratch) $(df -k /scratch | awk 'NR==2{print $2}')"
-echo "modes=$(stat -c %a /home/user /new /new700 | xargs)"
+echo "modes=$(stat -c %a /home/user /new /new700 /root | xargs) $(touch /root/x 2>&1 | grep -o 'Read-only file system')"
 echo "plain=$(echo x >/plain/x && cat /plain/x)"
 echo "m=$(df -k /m | awk 'NR==2{print $2}')"
 echo "full=$(dd if=/dev/zero of=/scratch/big bs=1M count=5 2>&1 | grep -o 'No space left on device')"
@@ -169,7 +169,7 @@ echo "options=$(grep ' /plain ' /proc/self/mountinfo | grep -o 'nosuid,nodev,noe
 echo "volume=$(touch /data/x && echo ok)"
 echo "dev=$(touch /dev/x && echo ok) shm=$(touch /dev/shm/x && echo ok)"`)
 		e.wantReport(got, map[string]string{
-			"root": "Read-only file system", "etc": "Read-only file system", "scratch": "1711 7 4096", "modes": "755 1777 700", "plain": "x", "m": "1024",
+			"root": "Read-only file system", "etc": "Read-only file system", "scratch": "1711 7 4096", "modes": "755 1777 700 755 Read-only file system", "plain": "x", "m": "1024",
 			"full": "No space left on device", "type": " - tmpfs", "options": "nosuid,nodev,noexec", "volume": "ok", "dev": "ok shm=ok",
 		})
 	})

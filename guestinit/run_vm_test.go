@@ -93,6 +93,7 @@ func TestContainer(t *testing.T) {
 		{"ps", "    1 root     sh -c trap"},
 		{"ulimit -n", "1048576"},
 		{"cat /proc/self/oom_score_adj", "0\n"},
+		{"cat /proc/sys/kernel/pid_max /proc/sys/fs/inotify/max_user_watches", "4194304\n524288\n"},
 		{"echo $HOME", "/root\n"},
 		{"pwd; umask", "/\n0022\n"},
 		{"unshare -m true", "Operation not permitted"},

@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -65,31 +63,28 @@ func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 			return nil, fmt.Errorf("network namespace: %w", err)
 		}
 	}
-	value, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(forwarding, ".", "/")) // of the reader's namespace
+	value, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward") // of the reader's namespace
 	if err != nil {
 		return nil, partError("network namespace", err)
 	}
-	n.forwards = strings.TrimSpace(string(value)) == "1"
+	n.forwards = string(bytes.TrimSpace(value)) == "1"
 	if n.dev, err = os.Open("/dev"); err != nil {
 		return nil, partError("open /dev", err)
 	}
 	return n, nil
 }
 
-// forwarding is the kernel parameter of that name.
-const forwarding = "net.ipv4.ip_forward"
-
 // parameters adds to the container's kernel parameters what it would have found in
 // the namespace, but does not set itself.
 func (n *network) parameters(linux *specs.Linux) {
-	if _, set := linux.Sysctl[forwarding]; set || !n.forwards {
+	const forward = "net.ipv4.ip_forward"
+	if _, set := linux.Sysctl[forward]; set || !n.forwards {
 		return
 	}
-	linux.Sysctl = maps.Clone(linux.Sysctl)
 	if linux.Sysctl == nil {
 		linux.Sysctl = map[string]string{}
 	}
-	linux.Sysctl[forwarding] = "1"
+	linux.Sysctl[forward] = "1"
 }
 
 // plug makes a NIC of the VM for every interface that the namespace has now and

@@ -80,7 +80,8 @@ func enterRootfs(rootfs string, mounts []hostMount) error {
 
 // newProc makes a proc of the monitor's pid namespace, mounted nowhere yet. In a
 // user namespace the kernel allows that only as long as another proc can be
-// seen, thus not after the old root has gone.
+// seen, thus not after the old root has gone, and not of a pid namespace that is
+// another's: that has its proc at /proc already.
 func newProc() (int, error) {
 	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -88,8 +89,12 @@ func newProc() (int, error) {
 	}
 	defer unix.Close(fs)
 	err = unix.FsconfigCreate(fs)
-	if errors.Is(err, unix.EPERM) { // the pid namespace is not this user namespace's, as with podman's --pid=host
-		return unix.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if errors.Is(err, unix.EPERM) { // podman's --pid=host without root
+		proc, err := unix.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		if err != nil {
+			return -1, fmt.Errorf("open_tree /proc: %w", err)
+		}
+		return proc, nil
 	}
 	if err != nil {
 		return -1, fmt.Errorf("make a proc: %w", err)
