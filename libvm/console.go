@@ -91,7 +91,7 @@ func (g *guest) resize(process string, tty *os.File) error {
 	if err != nil || w == 0 || h == 0 {
 		return err
 	}
-	return g.call(guestproto.OpResize, guestproto.ResizeRequest{Process: process, Width: w, Height: h}, nil, requestTimeout)
+	return g.call(guestproto.OpResize, guestproto.ResizeRequest{Process: process, Width: w, Height: h}, nil, promptly)
 }
 
 // rawTerminal puts the caller's own terminal into raw mode and returns what puts

@@ -72,48 +72,51 @@ func (c *Container) ociState(status Status) specs.State {
 }
 
 // Start runs the container's process. It returns when the guest has executed
-// it and the poststart hooks have run.
+// it and the poststart hooks have run. A start that fails ends the container.
 func (c *Container) Start() error {
-	unlock, err := lock(c.dir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	state, err := readState(c.dir, stateFile) // another start may have been faster
-	if err != nil {
-		return err
-	}
-	c.State = *state
-	switch c.Status() {
-	case specs.StateRunning:
-		return ErrRunning
-	case specs.StateStopped:
-		return ErrStopped
-	case StatePaused:
-		return errors.New("cannot start a container in the paused state")
-	}
-	if c.Spec.Process == nil {
-		return errors.New("config.json has no process: there is nothing to start")
-	}
+	return c.locked(func() error {
+		switch c.Status() {
+		case specs.StateRunning:
+			return ErrRunning
+		case specs.StateStopped:
+			return ErrStopped
+		case StatePaused:
+			return errors.New("cannot start a container in the paused state")
+		}
+		if c.Spec.Process == nil {
+			return errors.New("config.json has no process: there is nothing to start")
+		}
+		err := c.askToStart()
+		if errors.Is(err, ErrRunning) {
+			return err
+		}
+		if err != nil {
+			return errors.Join(c.afterVMLost(err), c.kill()) // as config.md says: generate an error, stop the container
+		}
+		if err := runHooks("poststart", c.Bundle, hooksOf(c.Spec).Poststart, c.ociState(specs.StateRunning)); err != nil {
+			return errors.Join(err, c.kill())
+		}
+		return nil
+	})
+}
+
+// askToStart has the monitor start the process, and writes down that it runs. The
+// monitor hears that, or else ends the container.
+func (c *Container) askToStart() error {
 	asked := c.rt.Trace.Begin("start: ask the monitor")
 	conn, reply, err := dialControl(c.dir, controlRequest{Op: controlStart, Trace: c.rt.Trace != nil})
 	asked()
 	c.rt.Trace.Add("monitor", 0, reply.Trace)
-	if hookFailed(err) {
-		return errors.Join(err, c.kill()) // as config.md says: generate an error, stop the container
-	}
 	if err != nil {
-		return c.afterVMLost(err)
-	}
-	if err := conn.Close(); err != nil {
 		return err
 	}
+	defer conn.Close()
 	c.Started = true
 	if err := writeState(c.dir, stateFile, &c.State); err != nil {
 		return err
 	}
-	if err := runHooks("poststart", c.Bundle, hooksOf(c.Spec).Poststart, c.ociState(specs.StateRunning)); err != nil {
-		return errors.Join(err, c.kill())
+	if err := guestproto.WriteFrame(conn, monitorEvent{Event: eventCommitted}); err != nil {
+		return fmt.Errorf("start: %w", ErrVMLost)
 	}
 	return nil
 }
@@ -213,24 +216,30 @@ func waitPidfd(fd int, timeout time.Duration) error {
 // of its network. With force it ends a running one first. Poststop hooks run at
 // the end; their failure is a warning.
 func (c *Container) Delete(force bool) error {
-	unlock, err := lock(c.dir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	switch status := c.Status(); status {
-	case specs.StateStopped:
-	case specs.StateCreated:
-		err = c.kill()
-	default:
-		if !force {
-			return fmt.Errorf("cannot delete container %s that is not stopped: %s", c.ID, status)
+	return c.locked(func() error {
+		var err error
+		switch status := c.Status(); status {
+		case specs.StateStopped:
+		case specs.StateCreated:
+			err = c.kill()
+		default:
+			if !force {
+				return fmt.Errorf("cannot delete container %s that is not stopped: %s", c.ID, status)
+			}
+			err = c.kill()
 		}
-		err = c.kill()
-	}
-	if err != nil {
-		return err
-	}
+		if err != nil {
+			return err
+		}
+		return c.remove()
+	})
+}
+
+// remove takes away what is left of a container whose monitor has ended: cgroup,
+// what is in a network namespace that outlives it, state dir. Then the poststop hooks
+// run. What could not be taken away is an error, and keeps the rest in place for
+// another try.
+func (c *Container) remove() error {
 	if err := c.destroyCgroup(); err != nil {
 		return err
 	}
@@ -293,9 +302,10 @@ func (r *Runtime) DeleteRemains(id string) error {
 	}
 	if state, err := readState(dir, birthFile); err == nil {
 		c := &Container{State: *state, dir: dir, rt: r}
-		if err := errors.Join(c.kill(), c.destroyCgroup()); err != nil {
+		if err := c.kill(); err != nil {
 			return err
 		}
+		return c.remove()
 	}
 	return os.RemoveAll(dir)
 }

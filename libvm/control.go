@@ -91,6 +91,8 @@ var sentinelKinds = map[string]error{
 	"running":     ErrRunning,
 	"paused":      ErrPaused,
 	"vm-lost":     ErrVMLost,
+	"protocol":    ErrProtocol,
+	"no-answer":   errNoAnswer,
 }
 
 func toControlError(err error) *controlError {

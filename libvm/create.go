@@ -465,21 +465,12 @@ func consoleTail(dir string) string {
 
 // undo takes back whatever there is of a container that could not be made.
 func (b *birth) undo() error {
-	var errs []error
 	if b.sync != nil {
 		_ = b.sync.Close() // tells the monitor; it may be closed already
 	}
 	if b.monitor != nil {
 		_ = b.monitor.Process.Kill()
 		_ = b.monitor.Wait() // how it ended is known from what brought us here
-		b.c.restoreNetwork()
 	}
-	if b.cgroup != nil {
-		errs = append(errs, b.cgroup.Destroy())
-	}
-	errs = append(errs, os.RemoveAll(b.c.dir))
-	if err := runHooks("poststop", b.c.Bundle, hooksOf(b.c.Spec).Poststop, b.c.ociState(specs.StateStopped)); err != nil {
-		b.c.rt.Log.Warn(err.Error(), "id", b.c.ID)
-	}
-	return errors.Join(errs...)
+	return b.c.remove()
 }

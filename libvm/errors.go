@@ -1,6 +1,10 @@
 package libvm
 
-import "errors"
+import (
+	"errors"
+
+	"boxlite/libvm/controlport"
+)
 
 // Sentinels of a container's life. Callers of runc match these texts
 // (containerd: "does not exist", "not running"; podman: "not running"), so they
@@ -16,6 +20,10 @@ var (
 	ErrInvalidID  = errors.New("invalid container id format")
 	ErrNotStopped = errors.New("container is not stopped")
 )
+
+// ErrProtocol is what a request gets, also one that was under way, when the guest has
+// sent something else than an honest one does, or takes nothing. The VM is ended.
+var ErrProtocol = controlport.ErrViolation
 
 // ErrVMLost is what a request gets when the VM or its monitor has gone while
 // the request was under way.

@@ -100,6 +100,7 @@ type monitor struct {
 	lost  <-chan struct{}
 
 	mu       sync.Mutex
+	failed   error // why the monitor has ended the VM, if it has
 	started  bool
 	nextExec int
 	killed   bool // SIGKILL was asked for
@@ -177,7 +178,10 @@ func (m *monitor) waitInit() int {
 			end = m.end
 		default:
 		}
-		m.log.Warn("the VM has ended under the container", "qemu", m.vmm.qemu.lastWords(), "virtiofsd", m.vmm.virtiofsd.lastWords())
+		m.mu.Lock()
+		failed := m.failed
+		m.mu.Unlock()
+		m.log.Warn("the VM has ended under the container", "because", failed, "qemu", m.vmm.qemu.lastWords(), "virtiofsd", m.vmm.virtiofsd.lastWords())
 		m.vmm.kill() // a guest without its files goes on for as long as nobody ends it, and keeps the streams open
 	}
 	if m.relay != nil {
@@ -250,7 +254,7 @@ func (m *monitor) resize() error {
 
 // killPatience is how long a SIGKILL may take in the guest before the VM itself
 // is ended.
-const killPatience = 3 * time.Second
+const killPatience = 2 * time.Second
 
 func (m *monitor) signal(n int, all bool) error {
 	if n == int(unix.SIGKILL) {
@@ -269,8 +273,8 @@ func (m *monitor) signal(n int, all bool) error {
 	}
 	defer m.paused.gate.leave()
 	err := m.guest.signal(guestproto.Init, n, all)
-	if n == int(unix.SIGKILL) && errors.Is(err, ErrVMLost) {
-		return nil
+	if n == int(unix.SIGKILL) && (errors.Is(err, ErrVMLost) || errors.Is(err, ErrProtocol)) {
+		return nil // either way it has ended
 	}
 	var ge *guestproto.Error
 	if errors.As(err, &ge) && ge.Code == guestproto.CodeNoProcess {
@@ -285,14 +289,25 @@ func (m *monitor) endVM() {
 	select {
 	case <-m.ended:
 	default:
-		m.log.Warn("the guest did not end on SIGKILL: ending the VM")
-		m.vmm.kill()
+		m.fail(errors.New("the guest did not end on SIGKILL"))
 	}
 }
 
+// fail ends the VM, and with it the container.
+func (m *monitor) fail(reason error) {
+	m.mu.Lock()
+	if m.failed == nil {
+		m.failed = reason
+	}
+	m.mu.Unlock()
+	m.log.Warn("ending the VM", "because", reason)
+	m.vmm.kill()
+}
+
 // start looks at the network namespace as it is now, gives the guest interfaces
-// that have come since create and lets the container init go.
-func (m *monitor) start(steps *trace.Recorder) (err error) {
+// that have come since create and lets the container init go. It may be asked for
+// once: whatever fails then, the caller ends the VM.
+func (m *monitor) start(steps *trace.Recorder) error {
 	m.mu.Lock() // not for longer: a signal may have to end what start waits for
 	started := m.started
 	m.started = true
@@ -300,27 +315,52 @@ func (m *monitor) start(steps *trace.Recorder) (err error) {
 	if started {
 		return ErrRunning
 	}
-	defer func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.started = err == nil
-	}()
 	plugged := steps.Begin("look at the network again")
 	wanted, err := m.net.plug(m.vmm.qmp, m.guest)
 	plugged()
 	if err != nil {
 		return err
 	}
-	req, timeout := guestproto.StartRequest{Network: m.net.news(wanted)}, requestTimeout
-	if m.cfg.Plan.Guest.Hooks != nil {
+	req := guestproto.StartRequest{Network: m.net.news(wanted)}
+	defer steps.Begin("start, in the guest")()
+	if m.cfg.Plan.Guest.Hooks == nil {
+		err = m.guest.call(guestproto.OpStart, req, nil, within(startTimeout))
+	} else {
 		state := m.cfg.State
 		state.Pid = 1 // as the hooks see the container
-		req.State, timeout = &state, 0
+		req.State = &state
+		err = m.startWithHooks(req)
 	}
-	defer steps.Begin("start, in the guest")()
-	if err := m.guest.call(guestproto.OpStart, req, nil, timeout); err != nil {
+	if err != nil {
 		return err
 	}
 	m.net.told = wanted
 	return nil
+}
+
+const (
+	// startTimeout bounds a start: the guest configures its network and executes.
+	startTimeout = 60 * time.Second
+	// hookLook is how often a guest whose hooks take their time is asked whether it
+	// lives.
+	hookLook = 10 * time.Second
+)
+
+// startWithHooks waits for as long as the hooks take and the guest gives signs of
+// life.
+func (m *monitor) startWithHooks(req guestproto.StartRequest) error {
+	c := m.guest.begin(guestproto.OpStart, req, nil, 0)
+	for {
+		stream, err := c.await(within(hookLook))
+		if !errors.Is(err, errNoAnswer) {
+			if stream != nil {
+				_ = stream.Close() // nothing follows the reply
+			}
+			return err
+		}
+		if _, err := m.guest.stats(promptly); err != nil {
+			go c.abandon()
+			return fmt.Errorf("startContainer hooks: %w", err)
+		}
+	}
 }

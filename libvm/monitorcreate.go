@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/accel"
+	"boxlite/libvm/controlport"
 	"boxlite/libvm/qmp"
 )
 
@@ -37,6 +37,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 		return partError("open state dir", err)
 	}
 	listener, err := listenIn(dir, socketFile)
+	_ = dir.Close() // it would lead from the container's root to the host's
 	if err != nil {
 		return err
 	}
@@ -79,14 +80,15 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if taken := m.origin.taken; taken != nil {
 		_ = guestproto.WriteFrame(sync, monitorEvent{Event: eventAdopted, Adopted: taken}) // create may have gone, which shows later
 	}
-	if m.guest, err = dialGuest(m.vmm.control); err != nil {
+	port := controlport.Options{Stopped: m.paused.gate.isShut, Violated: func(err error) { go m.fail(err) }}
+	if m.guest, err = dialGuest(m.vmm.control, port); err != nil {
 		return err
 	}
 	if err := m.openStdio(); err != nil {
 		return err
 	}
-	if descriptors, err := m.vmm.openDescriptors(); err == nil {
-		go m.watchFiles(descriptors)
+	if server, err := m.vmm.openFileServer(); err == nil {
+		go m.watchFiles(server)
 	} else { // if virtiofsd has ended, that shows below
 		m.log.Warn("virtiofsd's open files cannot be counted: a container that uses very many may get \"too many open files\" (raise boxlite's limit, ulimit -n)",
 			"error", quiet(err.Error()))
@@ -122,6 +124,7 @@ func (m *monitor) startVM(files vmmFiles) (err error) {
 		m.log.Debug("booting", "because", m.origin.reason)
 	}
 	m.lost = m.vmm.lost()
+	m.vmm.letGoOfMemory() // QEMU and virtiofsd have it
 	plugged := m.steps.Begin("plug the share in")
 	err = m.vmm.plugShare()
 	plugged()
@@ -302,7 +305,7 @@ func (m *monitor) setUpNetwork() <-chan error {
 		defer setUp()
 		wanted, err := m.net.plug(m.vmm.qmp, m.guest)
 		if err == nil && m.net.news(wanted) != nil {
-			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, requestTimeout); err == nil {
+			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, within(requestTimeout)); err == nil {
 				m.net.told = wanted
 			}
 		}
@@ -344,7 +347,7 @@ func (m *monitor) setClock() <-chan struct{} {
 
 // bootError adds what QEMU and virtiofsd said to a VM's end.
 func (m *monitor) bootError(err error) error {
-	if !errors.Is(err, ErrVMLost) && !strings.Contains(err.Error(), "no answer") {
+	if !errors.Is(err, ErrVMLost) && !errors.Is(err, errNoAnswer) {
 		return err
 	}
 	hint := ""

@@ -2,6 +2,7 @@ package libvm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,19 +18,23 @@ import (
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/hostnet"
 	"boxlite/libvm/qmp"
+	"boxlite/libvm/rootfs"
 )
 
 // network is the container's network as the monitor, which lives in the
 // container's network namespace, carries it into the VM.
 type network struct {
 	log   *slog.Logger
-	dev   *os.File // the host's /dev, for /dev/net/tun after the root has changed
-	host  bool     // the container asked for the host's network
-	nic   bool     // and has it
-	links []string // the interfaces that have been connected
-	ports []int    // the root ports that are left for more
-	dns   bool     // the guest's relay for Docker's resolver is served
-	id    string
+	tuns  []*os.File // the taps to be, opened before the root has changed
+	noTun error      // why there are none
+	// portRange is hostnet.Options.PortRange; nil where it cannot be opened.
+	portRange *os.File
+	host      bool     // the container asked for the host's network
+	nic       bool     // and has it
+	links     []string // the interfaces that have been connected
+	ports     []int    // the root ports that are left for more
+	dns       bool     // the guest's relay for Docker's resolver is served
+	id        string
 	// local is what the guest needs for clients in the namespace itself.
 	local guestproto.Network
 	// told is what the guest has made of its NICs.
@@ -68,10 +73,28 @@ func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 		return nil, partError("network namespace", err)
 	}
 	n.forwards = string(bytes.TrimSpace(value)) == "1"
-	if n.dev, err = os.Open("/dev"); err != nil {
-		return nil, partError("open /dev", err)
+	if n.portRange, err = hostnet.OpenPortRange(); err != nil {
+		log.Debug("the namespace keeps its ephemeral ports", "error", err)
+	}
+	for range maxInterfaces {
+		tun, err := hostnet.OpenTun()
+		if err != nil {
+			n.noTun = err // a container without interfaces needs none
+			break
+		}
+		n.tuns = append(n.tuns, tun)
 	}
 	return n, nil
+}
+
+// tun takes the file of a tap to be.
+func (n *network) tun() (*os.File, error) {
+	if len(n.tuns) == 0 {
+		return nil, cmp.Or(n.noTun, errors.New("no tap is left"))
+	}
+	tun := n.tuns[0]
+	n.tuns = n.tuns[1:]
+	return tun, nil
 }
 
 // parameters adds to the container's kernel parameters what it would have found in
@@ -125,7 +148,7 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 	wanted.Routes = slices.Concat(n.local.Routes, wanted.Routes)
 	wanted.Neighbours = slices.Concat(wanted.Neighbours, n.local.Neighbours)
 	if wanted.DNSRelay && !n.dns {
-		stream, err := g.open(guestproto.OpDNS, nil, nil, requestTimeout)
+		stream, err := g.open(guestproto.OpDNS, nil, nil, promptly)
 		if err != nil {
 			return nil, err
 		}
@@ -152,8 +175,12 @@ func (n *network) news(wanted *guestproto.Network) *guestproto.Network {
 // for clients in the namespace itself, which only programs of an ordinary user
 // are: the port forwarder of rootless podman.
 func (n *network) plugOne(q *qmp.Client, port, i int, iface guestproto.Interface, hostResolver bool) error {
+	tun, err := n.tun()
+	if err != nil {
+		return err
+	}
 	tap, err := hostnet.Attach(nil, iface.Name, hostnet.Options{
-		DevDir: n.dev, HostResolver: hostResolver, Local: userns.RunningInUserNS(), Owner: n.id, Yielding: n.sandbox,
+		Tun: tun, PortRange: n.portRange, HostResolver: hostResolver, Local: userns.RunningInUserNS(), Owner: n.id, Yielding: n.sandbox,
 	})
 	if err != nil {
 		return err
@@ -252,13 +279,21 @@ func restoreNetwork(path, id string) error {
 	return errors.Join(errs...)
 }
 
+// maxResolvConf bounds the container's /etc/resolv.conf, in bytes.
+const maxResolvConf = 64 << 10
+
 // usesDockerResolver says that the container's names are to be asked of Docker's
 // embedded resolver. The file is read as the container has it: the monitor's
-// root is the container's.
+// root is the container's. No file, or none that can be read, is no resolver.
 func usesDockerResolver() bool {
-	conf, err := os.ReadFile("/etc/resolv.conf")
+	root, err := rootfs.Open("/")
 	if err != nil {
-		return false // no file, no resolver
+		return false
+	}
+	defer root.Close()
+	conf, err := root.ReadFile("/etc/resolv.conf", maxResolvConf)
+	if err != nil {
+		return false
 	}
 	for line := range bytes.Lines(conf) {
 		f := bytes.Fields(line)

@@ -50,7 +50,7 @@ func (m *monitor) watchOOM() {
 	for {
 		seen, _ := m.oom.read()
 		var r guestproto.OOMReply
-		if err := m.guest.call(guestproto.OpOOM, guestproto.OOMRequest{Seen: seen}, &r, 0); err != nil {
+		if err := m.guest.call(guestproto.OpOOM, guestproto.OOMRequest{Seen: seen}, &r, untilTheEnd); err != nil {
 			m.log.Debug("watch for lack of memory", "error", err)
 			return
 		}

@@ -22,30 +22,44 @@ func TestUntilNextLook(t *testing.T) {
 	}
 }
 
-func TestCountDescriptors(t *testing.T) {
-	dir, err := os.Open("/proc/self/fd")
+// The table of a process is as large as it must be for its descriptors, and its
+// work shows when it has done some.
+func TestFileServer(t *testing.T) {
+	status, err := os.Open("/proc/self/status")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dir.Close()
-	count := func() int {
-		t.Helper()
-		n, err := countDescriptors(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
+	stat, err := os.Open("/proc/self/stat")
+	if err != nil {
+		t.Fatal(err)
 	}
-	before := count()
-	const more = 50
-	for range more {
+	p := &fileServer{status, stat}
+	defer p.close()
+	const many = 700
+	for range many {
 		f, err := os.Open(os.DevNull)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer f.Close()
 	}
-	if after := count(); after != before+more {
-		t.Errorf("%d descriptors, with %d more %d", before, more, after)
+	if size, err := p.tableSize(); err != nil || size < many || size > 8*many {
+		t.Errorf("tableSize = %d, %v with %d descriptors", size, err, many)
+	}
+	before, err := p.work()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		now, err := p.work() // which is work
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now != before {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("work = %q still", now)
+		}
 	}
 }

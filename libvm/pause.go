@@ -109,7 +109,7 @@ func (m *monitor) ask(op guestproto.Op, body, reply any) error {
 		return ErrPaused
 	}
 	defer m.paused.gate.leave()
-	return m.guest.call(op, body, reply, requestTimeout)
+	return m.guest.call(op, body, reply, promptly)
 }
 
 // pause stops the VM's processors. It is no error if they are.
@@ -119,7 +119,7 @@ func (m *monitor) pause() error {
 	if m.paused.gate.isShut() {
 		return nil
 	}
-	if stats, err := m.guest.stats(pausePatience); err == nil { // the guest can be asked no more
+	if stats, err := m.guest.stats(within(pausePatience)); err == nil { // the guest can be asked no more
 		m.paused.stats.Store(stats)
 	}
 	m.paused.gate.shut(pausePatience)
@@ -138,7 +138,7 @@ func (m *monitor) resume() error {
 		return err
 	}
 	clock := guestproto.ClockRequest{UnixNano: time.Now().UnixNano()}
-	if err := m.guest.call(guestproto.OpClock, clock, nil, clockPatience); err != nil {
+	if err := m.guest.call(guestproto.OpClock, clock, nil, within(clockPatience)); err != nil {
 		m.log.Warn("the guest's clock has not been set after the pause", "error", err)
 	}
 	go m.catchUp(queued)

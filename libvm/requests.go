@@ -47,20 +47,43 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 		return controlReply{Error: toControlError(ErrNotRunning)}.send(conn)
 	}
 	defer m.answering.leave()
-	if req.Op == controlEvents {
+	switch req.Op {
+	case controlStart:
+		return m.answerStart(conn, req.Trace)
+	case controlEvents:
 		return m.sendEvents(conn)
 	}
 	return m.carryOut(&req).send(conn)
+}
+
+// answerStart starts the container, and ends it unless all the world is told that it
+// runs: a start that fails, or whose command is killed before it has written that
+// down, leaves no process that nobody knows of.
+func (m *monitor) answerStart(conn *net.UnixConn, traced bool) error {
+	steps := recorder(traced)
+	err := m.start(steps)
+	if errors.Is(err, ErrRunning) {
+		return controlReply{Error: toControlError(err)}.send(conn)
+	}
+	if err != nil {
+		defer m.fail(fmt.Errorf("start: %w", err))
+	}
+	reply := controlReply{Error: toControlError(err), Trace: steps.Take()}
+	sendErr := reply.send(conn)
+	if err != nil {
+		return sendErr
+	}
+	var ev monitorEvent
+	if err := errors.Join(sendErr, guestproto.ReadFrame(conn, guestproto.MaxReply, &ev)); err != nil || ev.Event != eventCommitted {
+		m.fail(errors.New("start went away before it had written down that the container runs"))
+	}
+	return nil
 }
 
 // carryOut does what a request asks for that is over with its reply.
 func (m *monitor) carryOut(req *controlRequest) (reply controlReply) {
 	var err error
 	switch req.Op {
-	case controlStart:
-		steps := recorder(req.Trace)
-		err = m.start(steps)
-		reply.Trace = steps.Take()
 	case controlSignal:
 		err = m.signal(req.Signal, req.All)
 	case controlPause:
@@ -106,14 +129,16 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 		stdio = pipes(files[0], files[1], files[2])
 	}
 	req := guestproto.ExecRequest{ID: id, Process: p.Process, Cgroup: p.Cgroup, NullStdin: stdio.Stdin == nil}
-	if err := m.ask(guestproto.OpExec, req, nil); err != nil {
+	if err := m.startExec(req); err != nil {
 		return refuse(err)
 	}
 	relay, err := startRelay(m.guest, id, stdio)
 	if err != nil {
+		m.killExec(id)
 		return refuse(err)
 	}
 	if err := (controlReply{}).send(conn); err != nil {
+		m.killExec(id)
 		return err
 	}
 	go m.obeyExec(conn, id)
@@ -124,6 +149,35 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	relay.drain()
 	_ = files[0].Close() // the relay may be blocked in a read of it and ends with it
 	return guestproto.WriteFrame(conn, execExit{Status: ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}})
+}
+
+// startExec has the guest execute a process. One that the guest has begun to start
+// when the patience for it is over does not stay.
+func (m *monitor) startExec(req guestproto.ExecRequest) error {
+	if !m.paused.gate.enter(nil) {
+		return ErrPaused
+	}
+	defer m.paused.gate.leave()
+	c := m.guest.begin(guestproto.OpExec, req, nil, 0)
+	stream, err := c.await(promptly)
+	if errors.Is(err, errNoAnswer) {
+		go func() {
+			if c.abandon(); c.err == nil {
+				m.killExec(req.ID)
+			}
+		}()
+	}
+	if err != nil {
+		return err
+	}
+	return stream.Close()
+}
+
+// killExec ends an exec's process that nobody stands for.
+func (m *monitor) killExec(id string) {
+	if err := m.guest.signal(id, int(unix.SIGKILL), false); err != nil {
+		m.log.Debug("end an exec's process", "process", id, "error", err) // it has usually ended already
+	}
 }
 
 // hungUp says that the connection's other end has closed it.
@@ -154,7 +208,7 @@ func (m *monitor) obeyExec(conn net.Conn, id string) {
 		var msg execMessage
 		if err := guestproto.ReadFrame(conn, guestproto.MaxReply, &msg); err != nil {
 			if m.paused.gate.await(m.ended) {
-				_ = m.guest.signal(id, int(unix.SIGKILL), false) // it has usually ended already
+				m.killExec(id)
 			}
 			return
 		}
@@ -163,7 +217,7 @@ func (m *monitor) obeyExec(conn net.Conn, id string) {
 		}
 		var err error
 		if msg.Resize != nil {
-			err = m.guest.call(guestproto.OpResize, guestproto.ResizeRequest{Process: id, Width: uint16(msg.Resize[0]), Height: uint16(msg.Resize[1])}, nil, requestTimeout)
+			err = m.guest.call(guestproto.OpResize, guestproto.ResizeRequest{Process: id, Width: uint16(msg.Resize[0]), Height: uint16(msg.Resize[1])}, nil, promptly)
 		} else {
 			err = m.guest.signal(id, msg.Signal, false)
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"boxlite/internal/guestproto"
+	"boxlite/libvm/controlport"
 )
 
 // The guest's answer to a request may come after the container's end: whoever
@@ -25,7 +26,7 @@ func TestAnswerAfterTheEnd(t *testing.T) {
 	}
 	defer far.Close()
 	m := &monitor{log: slog.New(slog.DiscardHandler), ended: make(chan struct{})}
-	if m.guest, err = dialGuest(host); err != nil {
+	if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()

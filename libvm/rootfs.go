@@ -6,9 +6,10 @@ import (
 	"os"
 	"path/filepath"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"boxlite/libvm/rootfs"
 )
 
 // hostMount is one of the container's mounts as the host side shows it, below
@@ -45,25 +46,25 @@ func closeMounts(mounts []hostMount) {
 	}
 }
 
-// enterRootfs makes rootfs the root of the monitor's mount namespace, as a
+// enterRootfs makes the directory at path the root of the monitor's mount namespace, as a
 // container's process under runc has it: podman cp, podman top and others enter
 // that namespace and work on "/". The container's binds are attached at their
 // places, and a proc of the monitor's own pid namespace at /proc. The old root
-// is let go: from here on the monitor reaches the host only through what it
-// holds open.
-func enterRootfs(rootfs string, mounts []hostMount) error {
+// is let go: from here on the monitor reaches the host only through the files
+// that it holds open, and none of them is a directory.
+func enterRootfs(path string, mounts []hostMount) error {
 	proc, err := newProc()
 	if err != nil {
 		return err
 	}
 	defer unix.Close(proc)
-	if err := unix.Chdir(rootfs); err != nil {
-		return fmt.Errorf("chdir %s: %w", rootfs, err)
+	if err := unix.Chdir(path); err != nil {
+		return fmt.Errorf("chdir %s: %w", path, err)
 	}
 	// pivot_root(".", ".") stacks the old root over the new one; the umount
 	// takes it off again (pivot_root(2), "pivot_root(".", ".")").
 	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot_root %s: %w", rootfs, err)
+		return fmt.Errorf("pivot_root %s: %w", path, err)
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount the old root: %w", err)
@@ -71,12 +72,24 @@ func enterRootfs(rootfs string, mounts []hostMount) error {
 	if err := unix.Chdir("/"); err != nil {
 		return err
 	}
-	errs := []error{mountProc(proc)}
-	for _, m := range mounts {
-		errs = append(errs, attach(m))
+	root, err := rootfs.Open("/")
+	if err != nil {
+		return err
 	}
-	return errors.Join(errs...)
+	errs := []error{mountProc(root, proc)}
+	for _, m := range mounts {
+		errs = append(errs, attach(root, m))
+	}
+	return errors.Join(append(errs, root.Close())...)
 }
+
+// procAttributes are those of the proc at the monitor's /proc. Nobody can follow a
+// link of it (MOUNT_ATTR_NOSYMFOLLOW, from Linux 5.14): its magic links lead to the
+// roots and descriptors of the monitor, of QEMU and virtiofsd, and of whoever else
+// is in the pid namespace. Who enters the monitor's mount namespace to walk a path
+// of the container's, as podman cp does, would be led there by a link of the
+// container's to /proc/1/fd/9.
+const procAttributes = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NOSYMFOLLOW
 
 // newProc makes a proc of the monitor's pid namespace, mounted nowhere yet. In a
 // user namespace the kernel allows that only as long as another proc can be
@@ -90,56 +103,57 @@ func newProc() (int, error) {
 	defer unix.Close(fs)
 	err = unix.FsconfigCreate(fs)
 	if errors.Is(err, unix.EPERM) { // podman's --pid=host without root
-		proc, err := unix.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-		if err != nil {
-			return -1, fmt.Errorf("open_tree /proc: %w", err)
-		}
-		return proc, nil
+		return copyProc()
 	}
 	if err != nil {
 		return -1, fmt.Errorf("make a proc: %w", err)
 	}
-	proc, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	proc, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, procAttributes)
 	if err != nil {
 		return -1, fmt.Errorf("fsmount proc: %w", err)
 	}
 	return proc, nil
 }
 
-// mountProc puts a proc in place.
-func mountProc(proc int) error {
-	if err := makeMountPoint("/proc", false); err != nil {
-		return err
+func copyProc() (int, error) {
+	proc, err := unix.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return -1, fmt.Errorf("open_tree /proc: %w", err)
 	}
-	if err := unix.MoveMount(proc, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	attr := unix.MountAttr{Attr_set: procAttributes}
+	if err := unix.MountSetattr(proc, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return -1, errors.Join(fmt.Errorf("mount_setattr /proc: %w", err), unix.Close(proc))
+	}
+	return proc, nil
+}
+
+// mountProc puts a proc in place.
+func mountProc(root *rootfs.Root, proc int) error {
+	dir, err := root.PlainDirectory("/proc")
+	if err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
-	return nil
+	defer dir.Close()
+	return moveMount(proc, dir, "/proc")
 }
 
 // attach puts a detached mount in place, making the mount point if there is
 // none, as runc does. All paths are the container's, and so is the root.
-func attach(m hostMount) error {
+func attach(root *rootfs.Root, m hostMount) error {
 	defer unix.Close(m.fd)
-	st, err := os.Stat(m.target)
-	switch {
-	case err == nil && st.IsDir() == m.file:
-		// The words that runc has for it, and that docker adds a hint to.
-		return fmt.Errorf("mount %s: %w: a directory can be mounted on a directory only, a file on a file", m.target, unix.ENOTDIR)
-	case err != nil:
-		path, err := securejoin.SecureJoin("/", m.target) // where a link leads to nothing, that is made
-		if err != nil {
-			return err
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
-		if err := makeMountPoint(path, m.file); err != nil {
-			return err
-		}
-	}
-	if err := unix.MoveMount(m.fd, "", unix.AT_FDCWD, m.target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
+	target, err := root.MountPoint(m.target, m.file)
+	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.target, err)
+	}
+	defer target.Close()
+	return moveMount(m.fd, target, m.target)
+}
+
+// moveMount mounts a detached mount on what target has open, whatever its name
+// is by now.
+func moveMount(mount int, target *os.File, name string) error {
+	if err := unix.MoveMount(mount, "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s: %w", name, err)
 	}
 	return nil
 }

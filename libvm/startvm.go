@@ -158,7 +158,7 @@ func (s *vmStarter) awaitGuest(v *vmm) error {
 	case errors.Is(err, qmp.ErrEnded):
 		return ErrVMLost
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("guest: no answer within %s", timeout)
+		return fmt.Errorf("guest: %w within %s", errNoAnswer, timeout)
 	}
 	return err
 }

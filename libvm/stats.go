@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -159,12 +158,12 @@ func (m *monitor) stats() (*guestproto.StatsReply, error) {
 		return nil, errors.New("no stats: the container is paused, and the guest did not give any before")
 	}
 	defer m.paused.gate.leave()
-	return m.guest.stats(requestTimeout)
+	return m.guest.stats(promptly)
 }
 
-func (g *guest) stats(timeout time.Duration) (*guestproto.StatsReply, error) {
+func (g *guest) stats(p patience) (*guestproto.StatsReply, error) {
 	r := new(guestproto.StatsReply)
-	if err := g.call(guestproto.OpStats, nil, r, timeout); err != nil {
+	if err := g.call(guestproto.OpStats, nil, r, p); err != nil {
 		return nil, err
 	}
 	return r, checkStats(r)

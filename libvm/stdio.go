@@ -64,7 +64,7 @@ func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
 			r.pending++
 		}
 		go func() {
-			stream, err := g.open(guestproto.OpStdio, guestproto.StdioRequest{Process: process, Stream: name}, nil, requestTimeout)
+			stream, err := g.open(guestproto.OpStdio, guestproto.StdioRequest{Process: process, Stream: name}, nil, promptly)
 			opened <- err
 			switch {
 			case err != nil:

@@ -11,7 +11,7 @@ import (
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 4
+const Version = 5
 
 const (
 	// ControlPort is the name of the virtio-serial port
@@ -58,7 +58,7 @@ const (
 	OpUpdate  Op = "update"  // UpdateRequest, -
 	OpStats   Op = "stats"   // -, StatsReply
 	OpOOM     Op = "oom"     // OOMRequest, OOMReply
-	OpForget  Op = "forget"  // -, -; the kernel lets go of what it only keeps in case it is needed again
+	OpForget  Op = "forget"  // ForgetRequest, ForgetReply
 	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
 )
 
@@ -101,6 +101,19 @@ type HelloRequest struct {
 // still while the VM is paused, and hello may have taken its time.
 type ClockRequest struct {
 	UnixNano int64 `json:"unixNano"`
+}
+
+// ForgetRequest has the guest's kernel let go of the files that it only keeps in
+// case they are needed again, if it knows more than Above.
+type ForgetRequest struct {
+	Above int `json:"above"`
+}
+
+// ForgetReply says how many files the guest's kernel knew, and knows now. It counts
+// those of all file systems.
+type ForgetReply struct {
+	Before int `json:"before"`
+	After  int `json:"after"`
 }
 
 // HelloReply says who answered.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -26,9 +28,15 @@ import (
 // out and those below it (mem_cgroup_oom_notify), and on version 2 a cgroup with
 // processes has no children with a memory controller.
 type OOMBell struct {
-	dir     *os.File
-	proc    *os.File // /proc
-	unified bool
+	usage    []*os.File // what is charged
+	limits   []limitFile
+	oomScore *os.File // the caller's own oom_score_adj
+}
+
+// limitFile is a limit that Ring lowers, in the order of lowering.
+type limitFile struct {
+	file *os.File
+	swap bool // what goes beyond memory into swap: zero for the purpose (version 2)
 }
 
 // MemoryDir is the directory of the memory controller, empty where there is none.
@@ -41,20 +49,73 @@ func (c *Cgroup) MemoryDir() string {
 }
 
 // OpenOOMBell opens what Ring needs of the host's file systems, for a caller
-// that is about to leave them. Dir is a MemoryDir.
-func OpenOOMBell(dir string) (*OOMBell, error) {
-	d, err := os.Open(dir)
-	if err != nil {
+// that is about to leave them. Dir is a MemoryDir. Where there is no memory
+// controller the error matches fs.ErrNotExist.
+func OpenOOMBell(dir string) (_ *OOMBell, err error) {
+	b := &OOMBell{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.Close())
+		}
+	}()
+	open := func(name string, flags int) (*os.File, error) { return os.OpenFile(filepath.Join(dir, name), flags, 0) }
+	if _, err := os.Stat(filepath.Join(dir, "memory.max")); err == nil {
+		err = b.open(open, []string{"memory.current"}, []string{"memory.swap.max", "memory.max"})
+		if err != nil {
+			return nil, err
+		}
+	} else if err := b.open(open, []string{"memory.usage_in_bytes", "memory.memsw.usage_in_bytes"},
+		[]string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}); err != nil {
 		return nil, err
 	}
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return nil, errors.Join(err, d.Close())
+	if len(b.usage) == 0 || len(b.limits) == 0 {
+		return nil, &os.PathError{Op: "look for memory limits", Path: dir, Err: fs.ErrNotExist}
 	}
-	b := &OOMBell{dir: d, proc: proc}
-	_, err = b.read("memory.max")
-	b.unified = err == nil
+	if b.oomScore, err = os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0); err != nil {
+		return nil, err
+	}
 	return b, nil
+}
+
+// open opens the files that there are: those of swap are missing where that is not
+// counted.
+func (b *OOMBell) open(open func(string, int) (*os.File, error), usage, limits []string) error {
+	for _, name := range usage {
+		f, err := open(name, os.O_RDONLY)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b.usage = append(b.usage, f)
+	}
+	for _, name := range limits {
+		f, err := open(name, os.O_RDWR)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b.limits = append(b.limits, limitFile{f, name == "memory.swap.max"})
+	}
+	return nil
+}
+
+// Close closes the files. A bell may be closed before it has rung.
+func (b *OOMBell) Close() error {
+	var errs []error
+	for _, f := range b.usage {
+		errs = append(errs, f.Close())
+	}
+	for _, l := range b.limits {
+		errs = append(errs, l.file.Close())
+	}
+	if b.oomScore != nil {
+		errs = append(errs, b.oomScore.Close())
+	}
+	return errors.Join(errs...)
 }
 
 const (
@@ -93,16 +154,13 @@ func (b *OOMBell) Ring() (err error) {
 	defer start.Close()
 	defer release.Close()
 	v := &victim{
-		memory: unsafe.Pointer(&memory[0]), length: uintptr(length), proc: b.proc.Fd(), start: start.Fd(), release: release.Fd(),
-		path: append([]byte("self/oom_score_adj"), 0), score: []byte("1000"), buf: make([]byte, 1),
+		memory: unsafe.Pointer(&memory[0]), length: uintptr(length), start: start.Fd(), release: release.Fd(), buf: make([]byte, 1),
 	}
-	syscall.ForkLock.Lock()
-	pid, errno := forkVictim(v)
-	syscall.ForkLock.Unlock()
-	if errno != 0 {
-		return fmt.Errorf("fork: %w", errno)
+	pid, err := b.sacrifice(v)
+	if err != nil {
+		return err
 	}
-	defer func() { err = errors.Join(err, reap(int(pid))) }()
+	defer func() { err = errors.Join(err, reap(pid)) }()
 	restore, err := b.lower(strconv.FormatInt(limit, 10))
 	defer func() { err = errors.Join(err, restore()) }()
 	if err != nil {
@@ -111,27 +169,43 @@ func (b *OOMBell) Ring() (err error) {
 	if _, err := release.Write([]byte{1}); err != nil {
 		return err
 	}
-	return await(int(pid), ringPatience)
+	return await(pid, ringPatience)
+}
+
+// sacrifice starts the victim, which has the score that it is killed for before all
+// others from its birth: a child has its parent's, which has it for that moment.
+func (b *OOMBell) sacrifice(v *victim) (pid int, err error) {
+	own, err := read(b.oomScore)
+	if err != nil {
+		return 0, err
+	}
+	if err := write(b.oomScore, "1000"); err != nil {
+		return 0, err
+	}
+	syscall.ForkLock.Lock()
+	child, errno := forkVictim(v)
+	syscall.ForkLock.Unlock()
+	err = write(b.oomScore, own)
+	if errno != 0 {
+		return 0, errors.Join(fmt.Errorf("fork: %w", errno), err)
+	}
+	if err != nil {
+		return 0, errors.Join(err, reap(int(child)))
+	}
+	return int(child), nil
 }
 
 // limit is a little more than what is in use.
 func (b *OOMBell) limit() (int64, error) {
-	files := []string{"memory.usage_in_bytes", "memory.memsw.usage_in_bytes"}
-	if b.unified {
-		files = []string{"memory.current"}
-	}
 	var most int64
-	for _, file := range files {
-		text, err := b.read(file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // swap is not counted
-		}
+	for _, file := range b.usage {
+		text, err := read(file)
 		if err != nil {
 			return 0, err
 		}
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", file, err)
+			return 0, fmt.Errorf("%s: %w", file.Name(), err)
 		}
 		most = max(most, n)
 	}
@@ -141,59 +215,46 @@ func (b *OOMBell) limit() (int64, error) {
 // lower sets the limits: memory, and what goes beyond it into swap. The function
 // that it returns sets them back.
 func (b *OOMBell) lower(limit string) (restore func() error, err error) {
-	type setting struct{ file, value string }
-	settings := []setting{{"memory.limit_in_bytes", limit}, {"memory.memsw.limit_in_bytes", limit}}
-	if b.unified {
-		settings = []setting{{"memory.swap.max", "0"}, {"memory.max", limit}}
+	type setting struct {
+		file  *os.File
+		value string
 	}
 	var done []setting
 	restore = func() (err error) {
 		for i := len(done) - 1; i >= 0; i-- {
-			err = errors.Join(err, b.write(done[i].file, done[i].value))
+			err = errors.Join(err, write(done[i].file, done[i].value))
 		}
 		return err
 	}
-	for _, s := range settings {
-		old, err := b.read(s.file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // swap is not counted
-		}
+	for _, l := range b.limits {
+		old, err := read(l.file)
 		if err != nil {
 			return restore, err
 		}
-		if err := b.write(s.file, s.value); err != nil {
+		value := limit
+		if l.swap {
+			value = "0"
+		}
+		if err := write(l.file, value); err != nil {
 			return restore, err
 		}
-		done = append(done, setting{s.file, old})
+		done = append(done, setting{l.file, old})
 	}
 	return restore, nil
 }
 
-func (b *OOMBell) open(name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(b.dir.Fd()), name, flags|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+// read reads a file of the kernel's from its beginning, which makes its text anew.
+func read(f *os.File) (string, error) {
+	buf := make([]byte, 64) // a number
+	n, err := f.ReadAt(buf, 0)
+	if errors.Is(err, io.EOF) {
+		err = nil
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return string(bytes.TrimSpace(buf[:n])), err
 }
 
-func (b *OOMBell) read(name string) (string, error) {
-	f, err := b.open(name, unix.O_RDONLY)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(f)
-	return string(bytes.TrimSpace(text)), err
-}
-
-func (b *OOMBell) write(name, value string) error {
-	f, err := b.open(name, unix.O_WRONLY)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := f.WriteString(value); err != nil {
+func write(f *os.File, value string) error {
+	if _, err := f.WriteAt([]byte(value), 0); err != nil {
 		return fmt.Errorf("write %q: %w", value, err)
 	}
 	return nil
@@ -231,10 +292,10 @@ func reap(pid int) error {
 
 // victim is what the process to be killed needs. It cannot allocate.
 type victim struct {
-	memory               unsafe.Pointer
-	length               uintptr
-	proc, start, release uintptr
-	path, score, buf     []byte
+	memory         unsafe.Pointer
+	length         uintptr
+	start, release uintptr
+	buf            []byte
 }
 
 // The runtime's own fork hooks, as package syscall uses them: they block
@@ -249,16 +310,16 @@ func runtimeAfterFork()
 //go:linkname runtimeAfterForkInChild syscall.runtime_AfterForkInChild
 func runtimeAfterForkInChild()
 
-// forkVictim starts a process that offers itself to the OOM killer before all
-// others, waits for a byte and then touches memory until it is killed. After
-// the fork it may call nosplit functions only and must not allocate.
+// forkVictim starts a process that waits for a byte and then touches memory until
+// it is killed. After the fork it may call nosplit functions only and must not
+// allocate.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 func forkVictim(v *victim) (pid uintptr, errno syscall.Errno) {
-	var fd, n, i uintptr
-	path, score, buf := unsafe.Pointer(&v.path[0]), unsafe.Pointer(&v.score[0]), unsafe.Pointer(&v.buf[0])
+	var n, i uintptr
+	buf := unsafe.Pointer(&v.buf[0])
 	runtimeBeforeFork()
 	pid, _, errno = syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno != 0 || pid != 0 {
@@ -266,14 +327,6 @@ func forkVictim(v *victim) (pid uintptr, errno syscall.Errno) {
 		return pid, errno
 	}
 	runtimeAfterForkInChild()
-	fd, _, errno = syscall.RawSyscall6(syscall.SYS_OPENAT, v.proc, uintptr(path), syscall.O_WRONLY, 0, 0, 0)
-	if errno != 0 {
-		goto exit
-	}
-	_, _, errno = syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(score), 4)
-	if errno != 0 {
-		goto exit
-	}
 	// Without its own end the pipe shows when the parent has gone.
 	syscall.RawSyscall(syscall.SYS_CLOSE, v.release, 0, 0)
 	n, _, errno = syscall.RawSyscall(syscall.SYS_READ, v.start, uintptr(buf), 1)

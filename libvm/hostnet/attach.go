@@ -13,10 +13,12 @@ import (
 
 // Options of Attach.
 type Options struct {
-	// DevDir is the directory below which net/tun is opened; nil is /dev.
-	DevDir *os.File
-	// ProcDir is a mounted procfs, needed for HostResolver only; nil is /proc.
-	ProcDir *os.File
+	// Tun becomes the tap, see OpenTun. Attach takes it over, also if it fails; nil
+	// has one opened.
+	Tun *os.File
+	// PortRange is a file of OpenPortRange, needed for HostResolver only. It stays
+	// the caller's; nil has one opened.
+	PortRange *os.File
 	// HostResolver keeps the namespace's own stack able to ask outside
 	// servers for the resolver that Docker runs in it, although the guest
 	// owns the link. See filters.
@@ -57,6 +59,7 @@ type Tap struct {
 // is refused.
 func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 	var tap *Tap
+	tun := opts.Tun
 	err := with(ns, func(h *netlink.Handle) error {
 		link, err := h.LinkByName(name)
 		if err != nil {
@@ -69,11 +72,12 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 			return err
 		}
 		if opts.HostResolver {
-			if err := setPortRange(opts.ProcDir); err != nil {
+			if err := setPortRange(opts.PortRange); err != nil {
 				return err
 			}
 		}
-		if tap, err = openTap(opts.DevDir); err != nil {
+		tap, err = makeTap(tun)
+		if tun = nil; err != nil {
 			return err
 		}
 		if err := wire(h, link, tap, opts); err != nil {
@@ -81,6 +85,9 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 		}
 		return nil
 	})
+	if tun != nil {
+		err = errors.Join(err, tun.Close())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attach interface %s: %w", name, err)
 	}

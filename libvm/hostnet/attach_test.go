@@ -136,7 +136,7 @@ func (b *bench) boot(tap *Tap) {
 	var end *Tap
 	do(b.t, b.guest, func(h *netlink.Handle) error {
 		var err error
-		if end, err = openTap(nil); err != nil {
+		if end, err = makeTap(nil); err != nil {
 			return err
 		}
 		const offloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
@@ -440,15 +440,23 @@ func TestTapHearsPeerOnly(t *testing.T) {
 	if _, err := Attach(b.container, "gone0", Options{}); err == nil || misread.MatchString(err.Error()) {
 		t.Errorf("Attach to a link that is not there = %v", err)
 	}
-	dir, err := os.Open(t.TempDir())
+	// What is no tun device and no kernel parameter is refused, and the first is closed.
+	other, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dir.Close()
-	for _, opts := range []Options{{DevDir: dir}, {ProcDir: dir, HostResolver: true}} {
-		if _, err := Attach(b.container, "eth0", opts); !errors.Is(err, unix.ENOENT) || misread.MatchString(err.Error()) {
-			t.Errorf("Attach with an empty directory = %v", err)
-		}
+	if _, err := Attach(b.container, "eth0", Options{Tun: other}); !errors.Is(err, unix.ENOTTY) || misread.MatchString(err.Error()) {
+		t.Errorf("Attach with another device = %v", err)
+	}
+	if err := other.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("close what Attach was given = %v, want that it is closed", err)
+	}
+	if other, err = os.Open(os.DevNull); err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if _, err := Attach(b.container, "eth0", Options{PortRange: other, HostResolver: true}); !errors.Is(err, unix.EBADF) || misread.MatchString(err.Error()) {
+		t.Errorf("Attach with a file that cannot be written = %v", err)
 	}
 }
 

@@ -12,7 +12,7 @@ func Probe() error {
 	defer ns.Close()
 	var link *Tap // any link will do, and a tap needs nothing more
 	if err := in(ns, func() (err error) {
-		link, err = openTap(nil)
+		link, err = makeTap(nil)
 		return err
 	}); err != nil {
 		return named(err)

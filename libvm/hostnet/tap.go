@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,28 +12,44 @@ import (
 // tapPrefix begins the names of our taps; Scan knows them by it.
 const tapPrefix = "boxtap"
 
-// openTap makes a tap in the calling thread's network namespace: one queue,
-// gone with its last descriptor, frames with virtio-net headers.
-func openTap(devDir *os.File) (*Tap, error) {
-	dir, path := unix.AT_FDCWD, "/dev/net/tun"
-	if devDir != nil {
-		dir, path = int(devDir.Fd()), "net/tun"
-	}
-	fd, err := unix.Openat(dir, path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+// OpenTun opens the file that becomes a tap. It belongs to the network namespace
+// of the caller. The error says what may be missing.
+func OpenTun() (*os.File, error) {
+	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/net/tun (is the tun driver loaded, and may this user use it?): %w", err)
 	}
+	return tun, nil
+}
+
+// makeTap makes a tap of a file of OpenTun: one queue, gone with its last descriptor,
+// frames with virtio-net headers. It closes the file; nil has one opened.
+func makeTap(tun *os.File) (*Tap, error) {
+	if tun == nil {
+		var err error
+		if tun, err = OpenTun(); err != nil {
+			return nil, err
+		}
+	}
+	defer tun.Close()
 	req, err := unix.NewIfreq(tapPrefix + "%d")
 	if err != nil {
-		unix.Close(fd)
 		return nil, err
 	}
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		unix.Close(fd)
+	if err := unix.IoctlIfreq(int(tun.Fd()), unix.TUNSETIFF, req); err != nil {
 		return nil, fmt.Errorf("make a tap: TUNSETIFF: %w", err)
 	}
+	// Another descriptor: what has begun to poll the file when it was no tap yet
+	// never hears of it again.
+	fd, err := unix.FcntlInt(tun.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a tap: %w", err)
+	}
 	name := req.Name()
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, errors.Join(fmt.Errorf("make a tap: %w", err), unix.Close(fd))
+	}
 	return &Tap{Name: name, File: os.NewFile(uintptr(fd), "tap "+name)}, nil
 }
 
@@ -44,19 +61,22 @@ const (
 	portMask  = 0xf000
 )
 
-// setPortRange gives the calling thread's namespace its own ephemeral ports.
-func setPortRange(procDir *os.File) error {
-	const path = "sys/net/ipv4/ip_local_port_range" // also of IPv6
-	dir, name := unix.AT_FDCWD, "/proc/"+path
-	if procDir != nil {
-		dir, name = int(procDir.Fd()), path
+// OpenPortRange opens the ephemeral ports of the caller's network namespace, see
+// Options.PortRange.
+func OpenPortRange() (*os.File, error) {
+	return os.OpenFile("/proc/sys/net/ipv4/ip_local_port_range", os.O_WRONLY, 0) // also of IPv6
+}
+
+// setPortRange gives a namespace its own ephemeral ports. A nil file is that of the
+// calling thread's namespace.
+func setPortRange(file *os.File) (err error) {
+	if file == nil {
+		if file, err = OpenPortRange(); err != nil {
+			return fmt.Errorf("set net.ipv4.ip_local_port_range: %w", err)
+		}
+		defer file.Close()
 	}
-	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("set net.ipv4.ip_local_port_range: %w", err)
-	}
-	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte(hostPorts)); err != nil {
+	if _, err := file.WriteAt([]byte(hostPorts), 0); err != nil {
 		return fmt.Errorf("set net.ipv4.ip_local_port_range to %s: %w", strings.ReplaceAll(hostPorts, " ", "-"), err)
 	}
 	return nil
