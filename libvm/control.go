@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -172,6 +173,9 @@ func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.Unix
 			err = errors.Join(err, conn.Close())
 		}
 	}()
+	if err := conn.SetDeadline(req.deadline()); err != nil {
+		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
+	}
 	if err := sendFiles(conn, stdio...); err != nil {
 		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
 	}
@@ -182,10 +186,34 @@ func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.Unix
 		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			return conn, reply, fmt.Errorf("%s: %w", req.Op, ErrVMLost)
 		}
-		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
+		return conn, reply, fmt.Errorf("%s: the monitor: %w", req.Op, err)
 	}
-	return conn, reply, reply.Error.err()
+	if err := reply.Error.err(); err != nil {
+		return conn, reply, err
+	}
+	return conn, reply, conn.SetDeadline(time.Time{})
 }
+
+// deadline is when a request is given up. The monitor bounds its own waits, which are
+// shorter; this one is for a monitor that does not answer at all. A start lasts as long
+// as its hooks, and an exec in a paused container as long as the pause.
+func (r *controlRequest) deadline() time.Time {
+	switch {
+	case r.Op == controlStart, r.Op == controlExec && r.Exec.IgnorePaused:
+		return time.Time{}
+	case r.Op == controlSignal:
+		return time.Now().Add(signalTimeout)
+	default:
+		return time.Now().Add(controlTimeout)
+	}
+}
+
+const (
+	// signalTimeout is more than the monitor gives the guest for a signal, killPatience
+	// included.
+	signalTimeout  = 7 * time.Second
+	controlTimeout = 90 * time.Second
+)
 
 // receiveRequest is the monitor's side of dialControl. The caller owns the
 // files, also when there is an error.

@@ -98,7 +98,7 @@ type queuedSignal struct {
 
 const (
 	// pausePatience is how long requests that are under way keep a pause waiting.
-	pausePatience = 10 * time.Second
+	pausePatience = 5 * time.Second
 	// clockPatience is how long a resume waits for the guest to have set its clock.
 	clockPatience = 10 * time.Second
 )
@@ -181,8 +181,12 @@ func (m *monitor) queueSignal(n int, all bool) {
 	}
 }
 
+// qmpTimeout bounds how long QEMU takes to stop its processors or let them go on. One
+// that does not is lost, or in other hands.
+const qmpTimeout = 20 * time.Second
+
 func (m *monitor) qmp(command string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), qmpTimeout)
 	defer cancel()
 	return m.vmm.qmp.Execute(ctx, command, nil, nil)
 }
