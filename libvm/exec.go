@@ -162,6 +162,7 @@ func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
 // the process's main thread, and returns the status to exit with.
 func RunExec(sync *net.UnixConn, log *slog.Logger) int {
 	signals := catchSignals()
+	loadTimeZone()
 	x, err := beginExec(sync)
 	if err != nil {
 		_ = guestproto.WriteFrame(sync, monitorEvent{Event: eventFailed, Error: toControlError(err)}) // the caller may have gone

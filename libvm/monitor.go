@@ -128,6 +128,7 @@ type monitor struct {
 func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 	m := &monitor{log: log, ended: make(chan struct{})}
 	signals := catchSignals()
+	loadTimeZone()
 	err := m.create(sync)
 	defer m.stop()
 	if err != nil {
@@ -146,6 +147,10 @@ func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 	m.reportOOM()
 	return status
 }
+
+// loadTimeZone has package time read the host's time zone: on first use it would read
+// whatever the container has for one.
+func loadTimeZone() { _, _ = time.Now().Zone() }
 
 // answerPatience bounds how long the monitor of a container that has ended stays
 // to answer: a short-lived container's end can come before the guest's word that

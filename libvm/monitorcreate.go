@@ -18,6 +18,7 @@ import (
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/accel"
 	"boxlite/libvm/controlport"
+	"boxlite/libvm/lockdown"
 	"boxlite/libvm/qmp"
 )
 
@@ -99,9 +100,23 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if err := m.bootGuest(); err != nil {
 		return err
 	}
+	if err := m.giveUpPower(); err != nil {
+		return partError("give up privileges", err)
+	}
 	go m.serve(listener)
 	go m.watchOOM()
 	return nil
+}
+
+// giveUpPower leaves the monitor what it needs until the container's end. It is the
+// last thing that can fail: from here on the container's own processes may run.
+func (m *monitor) giveUpPower() error {
+	defer m.steps.Begin("give up privileges")()
+	keep := []int{unix.CAP_KILL} // QEMU is another user's
+	if !m.net.host {
+		keep = append(keep, unix.CAP_NET_ADMIN) // taps and filters, at start and at the end
+	}
+	return lockdown.Enter(keep...)
 }
 
 // startVM gives the monitor its VM, with the share plugged in.

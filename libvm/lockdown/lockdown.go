@@ -1,0 +1,103 @@
+// Package lockdown takes from the calling process what it does not use any more: for
+// the processes that stand for a container on the host, which live as long as it and
+// whose work is to carry bytes. Whoever takes one of them over by what a guest sends
+// finds no program to execute, no file to write, no namespace to enter, and only the
+// capabilities that were kept.
+package lockdown
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"github.com/landlock-lsm/go-landlock/landlock"
+	"golang.org/x/sys/unix"
+
+	"boxlite/libvm/seccomp"
+)
+
+// Enter holds for all threads of the process and all that they will start, for good.
+// Of its capabilities the process keeps those listed, if it has them; from the file
+// systems it may read files below its root, and no more; of the system calls those
+// of allowed. Landlock is left out where the kernel has none (before Linux 5.13).
+// The program must have been built without cgo (syscall.AllThreadsSyscall).
+func Enter(capabilities ...int) error {
+	if err := landlock.V5.BestEffort().RestrictPaths(landlock.PathAccess(readFile, "/")); err != nil {
+		return fmt.Errorf("landlock: %w", err)
+	}
+	if err := keep(capabilities); err != nil {
+		return err
+	}
+	return filter()
+}
+
+// readFile is LANDLOCK_ACCESS_FS_READ_FILE.
+const readFile landlock.AccessFSSet = 1 << 2
+
+// keep drops all capabilities but those.
+func keep(capabilities []int) error {
+	var kept [2]uint32
+	for _, c := range capabilities {
+		kept[c/32] |= 1 << (c % 32)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	for i := range sets {
+		sets[i].Permitted &= kept[i]
+		sets[i].Effective = sets[i].Permitted
+		sets[i].Inheritable = 0
+	}
+	if err := onAllThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&sets[0]))); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	runtime.KeepAlive(&header)
+	runtime.KeepAlive(&sets)
+	return nil
+}
+
+func onAllThreads(trap, a1, a2 uintptr) error {
+	if _, _, errno := syscall.AllThreadsSyscall(trap, a1, a2, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// filter forbids all system calls but those allowed.
+func filter() error {
+	program, err := compiled()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread() // no_new_privs is the thread's; with it the kernel gives the filter, and that, to all
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
+	if errno != 0 {
+		return fmt.Errorf("seccomp: %w", errno)
+	}
+	if thread != 0 {
+		return fmt.Errorf("seccomp: thread %d has another filter", thread)
+	}
+	return nil
+}
+
+// compiled is the filter's program.
+var compiled = sync.OnceValues(func() ([]unix.SockFilter, error) {
+	f, err := seccomp.Compile(policy())
+	if err != nil {
+		return nil, fmt.Errorf("seccomp: %w", err)
+	}
+	if f == nil {
+		return nil, errors.New("seccomp: the filter allows everything")
+	}
+	return f.Program, nil
+})
