@@ -15,6 +15,7 @@ import (
 
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/hostcgroup"
+	"boxlite/libvm/lockdown"
 )
 
 // ExecOptions are what a caller of exec says.
@@ -174,6 +175,9 @@ func RunExec(sync *net.UnixConn, log *slog.Logger) int {
 		return 255 // nobody knows of the process: closing the connection ends it
 	}
 	_ = sync.Close()
+	if err := lockdown.Enter(); err != nil {
+		log.Warn("the exec's process keeps its privileges", "error", quiet(err.Error()))
+	}
 	status, err := x.wait(signals)
 	if err != nil {
 		log.Debug("exec process", "error", err)
