@@ -19,6 +19,8 @@ SCRIPTS  := scripts/*.sh kernels/*.sh images/*.sh images/dind/files/usr/local/sb
 # RUN chooses tests by name: make e2e RUN=TestStdin. TESTFLAGS are added to go test's.
 RUN       ?=
 TESTFLAGS ?=
+# FUZZTIME is how long each fuzz target runs, as go test's -fuzztime has it.
+FUZZTIME  ?= 1m
 # COLD are the end-to-end tests that are repeated with VMs that boot.
 COLD = TestRunByHand|TestLifecycleByHand|TestPrivilegedInItsOwnKernel|TestBridgeNetwork|TestVolumeBothWays|TestPartsKilled$$|TestCreateKilled
 ALLTESTFLAGS = $(if $(RUN),-run '$(RUN)') $(TESTFLAGS)
@@ -62,11 +64,12 @@ demo: ## run real containers in front of you, with a private Docker (root)
 
 # One after the other, also with -j: the tests measure time.
 .PHONY: test
-test: deps ## everything: install what is missing, build, lint, unit and e2e tests (root)
+test: deps ## everything: install what is missing, build, lint, unit and e2e tests, a little fuzzing (root)
 	@echo '== build'
 	@$(MAKE) --no-print-directory all
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=3s
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory conformance-check
 
@@ -74,6 +77,11 @@ test: deps ## everything: install what is missing, build, lint, unit and e2e tes
 unit: ## tests beside the code; as root those that make namespaces run too
 	@echo '== unit tests'
 	$(GO) test -timeout 15m $(ALLTESTFLAGS) $$($(GO) list ./... | grep -v '/e2e')
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (default 1m); RUN chooses some by name
+	@echo '== fuzzing'
+	@GO='$(GO)' scripts/fuzz.sh '$(FUZZTIME)' '$(RUN)'
 
 # The kernel of the outer machine in which the KVM path is tested.
 .PHONY: kernel-host

@@ -72,6 +72,10 @@ func TestDNSMessages(t *testing.T) {
 	if got := truncate(long, 512); len(got) > 512 || got[2]&2 == 0 {
 		t.Errorf("truncate = %x", got)
 	}
+	many := append([]byte{0, 1, 0x80, 0, 0, 100, 0, 0, 0, 0, 0, 0}, bytes.Repeat([]byte{0xc0, 12, 0, 1, 0, 1}, 100)...)
+	if got := truncate(many, 512); !bytes.Equal(got, []byte{0, 1, 0x82, 0, 0, 0, 0, 0, 0, 0, 0, 0}) {
+		t.Errorf("truncate of 100 questions = %x, want the header", got)
+	}
 	if got := truncate(query, 512); !bytes.Equal(got, query) {
 		t.Error("truncate changes what fits")
 	}

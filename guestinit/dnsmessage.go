@@ -24,6 +24,10 @@ func truncate(response []byte, limit int) []byte {
 		return response
 	}
 	short := questionOnly(response)
+	if len(short) > limit { // more questions than anybody asks
+		short = short[:dnsHeader]
+		clear(short[4:])
+	}
 	flags := binary.BigEndian.Uint16(short[2:])
 	binary.BigEndian.PutUint16(short[2:], flags|dnsTruncated)
 	return short

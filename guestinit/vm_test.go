@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -29,24 +30,27 @@ const (
 
 var virtiofsdPaths = []string{"/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"}
 
-// initramfsPath is what TestMain has built from this tree.
-var initramfsPath string
+// buildDir holds what buildInitramfs has made; it is empty before.
+var buildDir string
 
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "guestinit-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+// buildInitramfs builds from this tree, once, for those tests that need it.
+var buildInitramfs = sync.OnceValues(func() (path string, err error) {
+	if buildDir, err = os.MkdirTemp("", "guestinit-test-"); err != nil {
+		return "", err
 	}
-	initramfsPath = filepath.Join(dir, "initramfs.cpio")
-	build := exec.Command("sh", "-c", `go build -trimpath -o "$0/guestinit" . && go run ../initramfs -o "$0/initramfs.cpio" "$0/guestinit"`, dir)
+	build := exec.Command("sh", "-c", `go build -trimpath -o "$0/guestinit" . && go run ../initramfs -o "$0/initramfs.cpio" "$0/guestinit"`, buildDir)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build guestinit: %v\n%s", err, out)
-		os.Exit(1)
+		return "", fmt.Errorf("build guestinit: %w\n%s", err, out)
 	}
+	return filepath.Join(buildDir, "initramfs.cpio"), nil
+})
+
+func TestMain(m *testing.M) {
 	code := m.Run()
-	os.RemoveAll(dir)
+	if buildDir != "" {
+		os.RemoveAll(buildDir)
+	}
 	os.Exit(code)
 }
 
@@ -62,6 +66,7 @@ type vm struct {
 // bootVM boots a guest whose share has a rootfs made of busybox, and says hello.
 func bootVM(t *testing.T, extra ...string) *vm {
 	t.Helper()
+	requireVM(t) // builds, which is no part of the boot
 	begin := time.Now()
 	v, port := silentVM(t, extra...)
 	v.greet(port)
@@ -72,7 +77,7 @@ func bootVM(t *testing.T, extra ...string) *vm {
 // silentVM is bootVM without a word said on the control port.
 func silentVM(t *testing.T, extra ...string) (*vm, net.Conn) {
 	t.Helper()
-	requireVM(t)
+	initramfs := requireVM(t)
 	v := &vm{t: t, dir: t.TempDir()}
 	makeRootfs(t, filepath.Join(v.dir, "share", "rootfs"))
 	v.daemon(firstExisting(t, virtiofsdPaths), "--socket-path="+v.dir+"/fs.sock", "-o", "source="+v.dir+"/share",
@@ -88,7 +93,7 @@ func silentVM(t *testing.T, extra ...string) (*vm, net.Conn) {
 		"-device", "virtserialport,chardev=ctl,name=" + guestproto.ControlPort,
 		"-chardev", "file,id=con,path=" + v.dir + "/console", "-device", "virtconsole,chardev=con",
 		"-chardev", "socket,id=fs,path=" + v.dir + "/fs.sock", "-device", "vhost-user-fs-pci,chardev=fs,tag=" + guestproto.ShareTag,
-		"-kernel", kernelPath, "-initrd", initramfsPath, "-append", "console=hvc0 quiet panic=-1 mitigations=off",
+		"-kernel", kernelPath, "-initrd", initramfs, "-append", "console=hvc0 quiet panic=-1 mitigations=off",
 	}, extra...)...)
 	conn := v.dial(v.dir + "/ctl.sock")
 	t.Cleanup(func() {
@@ -116,7 +121,8 @@ func (v *vm) greet(port net.Conn) {
 	v.t.Logf("kernel %s", hello.KernelRelease)
 }
 
-func requireVM(t *testing.T) {
+// requireVM returns the path of the initramfs.
+func requireVM(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("tests in a VM need root (virtiofsd)")
@@ -130,6 +136,11 @@ func requireVM(t *testing.T) {
 			t.Fatalf("tests in a VM need %s: %v", what, err)
 		}
 	}
+	initramfs, err := buildInitramfs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return initramfs
 }
 
 func firstExisting(t *testing.T, paths []string) string {

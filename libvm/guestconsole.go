@@ -82,8 +82,9 @@ func (c *guestConsole) stuckTasks() string {
 	return summarizeTasks(c.answer.String())
 }
 
+// What these match is printable and, where it is not cut below, short.
 var (
-	taskLine  = regexp.MustCompile(`task:(\S+)\s+state:(\S)\s.*\spid:(\d+)\s`)
+	taskLine  = regexp.MustCompile(`task:([!-~]+)\s+state:([A-Za-z])\s.*\spid:(\d{1,10})\s`)
 	frameLine = regexp.MustCompile(`\s([a-zA-Z_][\w.]*)\+0x[0-9a-f]+/0x`)
 )
 

@@ -73,6 +73,21 @@ func TestStuckTasks(t *testing.T) {
 	}
 }
 
+// A guest must not reach the terminal of whoever reads the error.
+func TestSummarizeTasksIsPlain(t *testing.T) {
+	const good = "task:init state:D stack:0 pid:1 ppid:0\n ? do_wait+0x1/0x2\n"
+	const want = " (guest kernel: init 1 (D) in do_wait)"
+	for _, bad := range []string{
+		"task:\x1b[2J state:D stack:0 pid:1 ppid:0\n",
+		"task:init state:\u202e stack:0 pid:1 ppid:0\n",
+		"task:init state:D stack:0 pid:" + strings.Repeat("1", 1<<16) + " ppid:0\n",
+	} {
+		if got := summarizeTasks(bad + good); got != want {
+			t.Errorf("summarizeTasks(%.40q...) = %q, want %q", bad, got, want)
+		}
+	}
+}
+
 func TestSummarizeTasksIsBounded(t *testing.T) {
 	frame := " ? " + strings.Repeat("x", 1024) + "+0x1/0x2\n"
 	task := "task:" + strings.Repeat("n", 4096) + " state:D stack:0 pid:1 ppid:0 flags:0x0\n" + strings.Repeat(frame, 2*mostFrames)

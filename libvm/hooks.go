@@ -11,7 +11,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"boxlite/internal/guestproto"
 )
 
 // runHooks runs hooks in dir, one after the other with state on their stdin, as
@@ -55,12 +54,6 @@ func runHook(dir string, h specs.Hook, state []byte) error {
 		return fmt.Errorf("error running hook: %w, output: %s", err, out)
 	}
 	return nil
-}
-
-// hookFailed says that err is a startContainer hook's, which the guest runs.
-func hookFailed(err error) bool {
-	var ge *guestproto.Error
-	return errors.As(err, &ge) && ge.Code == guestproto.CodeHook
 }
 
 // hooksOf returns the spec's hooks, never nil.

@@ -117,6 +117,11 @@ const (
 	// the VM's memory take beside the container's own limit.
 	guestRoomMiB = 128
 	minMemoryMiB = 192
+	// maxMemoryMiB keeps a number of bytes within what arithmetic here and QEMU bear.
+	maxMemoryMiB = math.MaxInt32
+	// noMemoryLimit is what cgroup v1 says of memory without a limit, whole pages of
+	// 4 KiB; callers on such hosts give it back.
+	noMemoryLimit = math.MaxInt64 &^ 4095
 	// memoryStepMiB is what a VM's memory is rounded up to, so that containers
 	// with about the same limit share a template. The guest's cgroup holds the
 	// limit itself.
@@ -221,7 +226,7 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 		}
 		if hw := vm.HwConfig; hw != nil {
 			if hw.Memory != nil {
-				memory = int(min(*hw.Memory>>20, math.MaxInt32))
+				memory = int(min(*hw.Memory>>20, maxMemoryMiB))
 			}
 			if hw.VCPUs != nil {
 				vcpus = int(*hw.VCPUs)
@@ -244,6 +249,9 @@ func checkMemory(mib int) error {
 	if mib < minMemoryMiB {
 		return fmt.Errorf("VM memory of %d MiB: at least %d are needed", mib, minMemoryMiB)
 	}
+	if mib > maxMemoryMiB {
+		return fmt.Errorf("VM memory of %d MiB: at most %d are possible", mib, maxMemoryMiB)
+	}
 	return nil
 }
 
@@ -253,7 +261,7 @@ func sizeOf(spec *specs.Spec, hostCPUs int) (memoryMiB, vcpus int) {
 	if spec.Linux == nil || spec.Linux.Resources == nil {
 		return memoryMiB, vcpus
 	}
-	if m := spec.Linux.Resources.Memory; m != nil && m.Limit != nil && *m.Limit > 0 {
+	if m := spec.Linux.Resources.Memory; m != nil && m.Limit != nil && limits(*m.Limit) {
 		memoryMiB = vmMemoryMiB(*m.Limit)
 	}
 	c := spec.Linux.Resources.CPU
@@ -270,9 +278,12 @@ func sizeOf(spec *specs.Spec, hostCPUs int) (memoryMiB, vcpus int) {
 	return memoryMiB, min(max(vcpus, 1), hostCPUs)
 }
 
+// limits says that a memory limit of so many bytes is one.
+func limits(bytes int64) bool { return bytes > 0 && bytes < noMemoryLimit }
+
 // vmMemoryMiB is the size of the VM for a container limited to limit bytes.
 func vmMemoryMiB(limit int64) int {
-	need := int((limit+1<<20-1)>>20) + guestRoomMiB
+	need := int((limit-1)>>20) + 1 + guestRoomMiB
 	return max((need+memoryStepMiB-1)/memoryStepMiB*memoryStepMiB, minMemoryMiB)
 }
 
@@ -385,7 +396,7 @@ func (p *Plan) mounts(host *HostFacts) error {
 	var left []string
 	for i := range p.Guest.Mounts {
 		m := &p.Guest.Mounts[i]
-		if m.Type == "cgroup" {
+		if m.Type == "cgroup" && !isBind(m) {
 			m.Type = "cgroup2" // the guest has no v1 hierarchies, whatever the host has
 			m.Source = "cgroup"
 			continue

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -208,6 +209,9 @@ func TestSizeOf(t *testing.T) {
 		{"limit with room for the kernel", mib(512), nil, nil, "", 640, 4},
 		{"a very small limit", mib(6), nil, nil, "", 192, 4},
 		{"no limit as runc writes it", num(-1), num(-1), nil, "", 1024, 4},
+		{"no limit as cgroup v1 has it", num(noMemoryLimit), nil, nil, "", 1024, 4},
+		{"no limit, not in whole pages", num(math.MaxInt64), nil, nil, "", 1024, 4},
+		{"a byte more than a step", num(512<<20 + 1), nil, nil, "", 704, 4},
 		{"one and a half CPUs", nil, num(150000), period(100000), "", 1024, 2},
 		{"quota without period", nil, num(100001), nil, "", 1024, 2},
 		{"a sliver of a CPU", nil, num(1000), period(100000), "", 1024, 1},
@@ -235,6 +239,11 @@ func TestOverrides(t *testing.T) {
 	}
 	if s := plan.Shape; s.MemoryMiB != 400 || s.VCPUs != 1 || s.Kernel != "net" {
 		t.Errorf("shape = %+v, want the flag's 400 MiB and the annotations' 1 CPU and kernel net", s)
+	}
+	const beyond = "9223372036854775807"
+	spec.Annotations = map[string]string{AnnotationMemory: beyond}
+	if _, err := Rewrite(spec, "/r", &HostFacts{CPUs: 4}, Overrides{}); err == nil || !strings.Contains(err.Error(), beyond) {
+		t.Errorf("annotation %s=%s: error %v, want one that has the number", AnnotationMemory, beyond, err)
 	}
 	for name, value := range map[string]string{AnnotationMemory: "lots", AnnotationVCPUs: "0", AnnotationKernel: "fat"} {
 		spec.Annotations = map[string]string{name: value}
@@ -266,5 +275,19 @@ func TestOverlayWithoutHostPathsNamesTheMount(t *testing.T) {
 		if _, err := Rewrite(spec, "/r", &HostFacts{CPUs: 1}, Overrides{}); err == nil || err.Error() != want {
 			t.Errorf("options %q: error %v, want %s", options, err, want)
 		}
+	}
+}
+
+// A type beside bind means nothing, also one that the guest has another word for.
+func TestBindOfTypeCgroup(t *testing.T) {
+	spec := minimal()
+	spec.Mounts = []specs.Mount{{Destination: "/c", Source: "/srv/c", Type: "cgroup", Options: []string{"rbind"}}}
+	host := &HostFacts{CPUs: 1, Sources: map[string]Source{"/srv/c": {Kind: SourceDirectory, Path: "/srv/c"}}}
+	plan, err := Rewrite(spec, "/r", host, Overrides{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := plan.Guest.Mounts[0].Source, guestSharePath("mounts/0"); got != want || len(plan.Binds) != 2 {
+		t.Errorf("source = %s, binds %+v, want %s", got, plan.Binds, want)
 	}
 }

@@ -86,7 +86,7 @@ func memoryLimit(r *specs.LinuxResources) int64 {
 
 // neededMiB is the size of a VM for r, and zero where r does not limit memory.
 func neededMiB(r *specs.LinuxResources) int {
-	if limit := memoryLimit(r); limit > 0 {
+	if limit := memoryLimit(r); limits(limit) {
 		return vmMemoryMiB(limit)
 	}
 	return 0

@@ -35,14 +35,20 @@ func LoadSpec(bundle string) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := new(specs.Spec)
-	if err := json.Unmarshal(raw, spec); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	if err := validate(spec); err != nil {
+	spec, err := parseSpec(raw)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return spec, nil
+}
+
+// parseSpec is LoadSpec without the file.
+func parseSpec(raw []byte) (*specs.Spec, error) {
+	spec := new(specs.Spec)
+	if err := json.Unmarshal(raw, spec); err != nil {
+		return nil, err
+	}
+	return spec, validate(spec)
 }
 
 // semver is the grammar of semver.org 2.0.0 with the major version that the
@@ -101,7 +107,7 @@ func validateInProc(m specs.Mount) error {
 	dest := filepath.Join("/", m.Destination)
 	name, inside := strings.CutPrefix(dest, "/proc/")
 	switch {
-	case m.Type == "proc" || m.Type == "sysfs" || m.Source == "/proc":
+	case !isBind(&m) && (m.Type == "proc" || m.Type == "sysfs") || m.Source == "/proc":
 	case dest == "/proc":
 		return fmt.Errorf("mount: %q cannot be mounted because it is not of type proc", dest)
 	case inside && !slices.Contains(underProc, name):

@@ -27,6 +27,15 @@ func TestValidateRefuses(t *testing.T) {
 		"half a mapping": {func(s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/a", UIDMappings: []specs.LinuxIDMapping{{Size: 1}}}}
 		}, "mount /a: uidMappings and gidMappings"},
+		"volume on proc": {func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/x/../proc", Type: "bind", Source: "/a"}}
+		}, `"/proc" cannot be mounted because it is not of type proc`},
+		"volume on proc of type proc": {func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "/a", Options: []string{"rbind"}}}
+		}, `"/proc" cannot be mounted because it is not of type proc`},
+		"volume in proc": {func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/proc/self/attr", Type: "tmpfs"}}
+		}, `"/proc/self/attr" cannot be mounted because it is inside /proc`},
 		"empty annotation": {func(s *specs.Spec) { s.Annotations = map[string]string{"": "x"} }, "annotations"},
 		"relative hook":    {func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "hook"}}} }, `poststop hook #0: path "hook"`},
 		"timeout of zero": {func(s *specs.Spec) {

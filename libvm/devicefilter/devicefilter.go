@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -63,7 +64,7 @@ type match struct {
 }
 
 func newMatch(r specs.LinuxDeviceCgroup) (m match, err error) {
-	m = match{allow: r.Allow, major: -1, minor: -1}
+	m = match{allow: r.Allow}
 	switch r.Type {
 	case "", "a":
 	case "b":
@@ -73,14 +74,26 @@ func newMatch(r specs.LinuxDeviceCgroup) (m match, err error) {
 	default:
 		return m, fmt.Errorf("linux.resources.devices: type %q: a, b or c", r.Type)
 	}
-	if r.Major != nil {
-		m.major = max(*r.Major, -1)
+	if m.major, err = number("major", r.Major); err != nil {
+		return m, err
 	}
-	if r.Minor != nil {
-		m.minor = max(*r.Minor, -1)
+	if m.minor, err = number("minor", r.Minor); err != nil {
+		return m, err
 	}
 	m.access, err = accessBits(r.Access)
 	return m, err
+}
+
+// number refuses what an instruction would hold in part, and so take for the number
+// of another device. A device's numbers have 12 and 20 bits.
+func number(which string, n *int64) (int64, error) {
+	if n == nil {
+		return -1, nil
+	}
+	if *n > math.MaxInt32 {
+		return 0, fmt.Errorf("linux.resources.devices: %s %d: at most %d", which, *n, math.MaxInt32)
+	}
+	return max(*n, -1), nil
 }
 
 // covers says that m matches whatever other does.
@@ -96,7 +109,7 @@ func (m match) meets(other match) bool {
 }
 
 // everything is what a rule for all devices matches.
-var everything = match{access: bpfAccessAll}
+var everything = match{major: -1, minor: -1, access: bpfAccessAll}
 
 // simplify takes out what makes no difference to matches, of which the first
 // decides and none allows, and sorts those whose order makes none. Docker, Podman

@@ -72,6 +72,7 @@ func TestDeviceFilter(t *testing.T) {
 		{"read allowed, read asked", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Type: "b", Major: n(8), Access: "r"}}, bpfDeviceBlock, bpfAccessRead, 8, 5, true},
 		{"read allowed, both asked", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Type: "b", Major: n(8), Access: "r"}}, bpfDeviceBlock, bpfAccessRead | bpfAccessWrite, 8, 5, false},
 		{"the last rule decides", []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}, {Type: "b", Major: n(8), Minor: n(0), Access: "w"}}, bpfDeviceBlock, bpfAccessRead | bpfAccessWrite, 8, 0, false},
+		{"number 0 is not any", []specs.LinuxDeviceCgroup{denyAll, {Allow: true, Minor: n(0), Access: "rwm"}}, bpfDeviceBlock, bpfAccessRead, 8, 1, false},
 		{"a denial of writes leaves reads", []specs.LinuxDeviceCgroup{{Type: "b", Access: "w"}}, bpfDeviceBlock, bpfAccessRead, 8, 0, true},
 	} {
 		program, err := Compile(c.rules)
@@ -83,7 +84,7 @@ func TestDeviceFilter(t *testing.T) {
 			t.Errorf("%s: allowed = %v, want %v", c.name, got, c.want)
 		}
 	}
-	for _, bad := range []specs.LinuxDeviceCgroup{{Type: "x", Access: "r"}, {Type: "c", Access: "rq"}} {
+	for _, bad := range []specs.LinuxDeviceCgroup{{Type: "x", Access: "r"}, {Type: "c", Access: "rq"}, {Major: n(1<<32 + 8), Access: "r"}, {Minor: n(1 << 32), Access: "r"}} {
 		if _, err := Compile([]specs.LinuxDeviceCgroup{bad}); err == nil || !strings.Contains(err.Error(), "linux.resources.devices") {
 			t.Errorf("Compile(%+v) = %v, want an error that names the field", bad, err)
 		}
@@ -94,7 +95,9 @@ func TestDeviceFilter(t *testing.T) {
 // program made of it, over lists and accesses drawn at random.
 func TestSimplify(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	number := func() *int64 { return []*int64{nil, new(int64(-1)), new(int64(1)), new(int64(5))}[random.IntN(4)] }
+	number := func() *int64 {
+		return []*int64{nil, new(int64(-1)), new(int64(0)), new(int64(1)), new(int64(5))}[random.IntN(5)]
+	}
 	for range 5000 {
 		rules := make([]specs.LinuxDeviceCgroup, random.IntN(7))
 		for i := range rules {
@@ -110,7 +113,7 @@ func TestSimplify(t *testing.T) {
 		all := append(slices.Clone(rules), standardDevices...)
 		for range 50 {
 			kind, access := uint32(1+random.IntN(2)), uint32(1+random.IntN(7))
-			major, minor := []uint32{1, 5, 136, 9}[random.IntN(4)], []uint32{1, 3, 5, 7}[random.IntN(4)]
+			major, minor := []uint32{0, 1, 5, 136, 9}[random.IntN(5)], []uint32{0, 1, 3, 5, 7}[random.IntN(5)]
 			if got, want := runFilter(t, program, kind, access, major, minor), allowed(t, all, kind, access, major, minor); got != want {
 				t.Fatalf("rules %+v, kind %d, access %d, device %d:%d: allowed = %v, want %v", rules, kind, access, major, minor, got, want)
 			}

@@ -2,6 +2,7 @@ package template
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -39,7 +40,7 @@ func saveMemory(w io.Writer, memory *os.File) (extents []extent, sum uint32, err
 	for offset := int64(0); ; {
 		start, err := unix.Seek(fd, offset, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			return extents, sum, nil // holes up to the end
+			return extents, sealExtents(sum, extents), nil // holes up to the end
 		}
 		if err != nil {
 			return nil, 0, fmt.Errorf("find the data in the VM's memory: %w", err)
@@ -90,7 +91,7 @@ func appendExtent(list []extent, e extent) []extent {
 }
 
 // loadMemory writes the extents from r to their places in memory and returns
-// the checksum of all that was written.
+// the checksum of all that was written and of where.
 func loadMemory(memory io.WriterAt, r io.Reader, extents []extent) (sum uint32, err error) {
 	buf := make([]byte, chunk)
 	for _, e := range extents {
@@ -106,7 +107,17 @@ func loadMemory(memory io.WriterAt, r io.Reader, extents []extent) (sum uint32, 
 			done += int64(len(piece))
 		}
 	}
-	return sum, nil
+	return sealExtents(sum, extents), nil
+}
+
+// sealExtents adds to the checksum of the data the places where it belongs.
+func sealExtents(sum uint32, extents []extent) uint32 {
+	var raw []byte
+	for _, e := range extents {
+		raw = binary.LittleEndian.AppendUint64(raw, uint64(e.Offset))
+		raw = binary.LittleEndian.AppendUint64(raw, uint64(e.Length))
+	}
+	return crc32.Update(sum, castagnoli, raw)
 }
 
 // checkExtents returns how many bytes the extents have together. They must be

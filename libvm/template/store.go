@@ -57,10 +57,12 @@ type manifest struct {
 	Identity Identity  `json:"identity"`
 	Created  time.Time `json:"created"`
 	Extents  []extent  `json:"extents"`
-	// Checksums are CRC-32C.
+	// Checksums are CRC-32C. That of the memory covers the extents too.
 	MemorySum uint32 `json:"memoryCRC"`
 	StateSum  uint32 `json:"stateCRC"`
 	StateSize int64  `json:"stateSize"`
+
+	memorySize int64 // of the extents together
 }
 
 // Store is a directory of templates, which nobody but its owner can look into.
@@ -153,16 +155,12 @@ func (s *Store) open(key string) (_ *Template, err error) {
 			err = errors.Join(fmt.Errorf("template %s: %w", key, err), t.Close())
 		}
 	}()
-	want, err := checkExtents(m.Extents, int64(m.Identity.MemoryMiB)<<20)
-	if err != nil {
-		return nil, err
-	}
 	var size int64
 	if t.memory, size, err = s.openFile(key, memoryFile); err != nil {
 		return nil, err
 	}
-	if size != want {
-		return nil, fmt.Errorf("%s has %d bytes, not %d", memoryFile, size, want)
+	if size != m.memorySize {
+		return nil, fmt.Errorf("%s has %d bytes, not %d", memoryFile, size, m.memorySize)
 	}
 	if t.State, err = s.readFile(key, stateFile, maxState); err != nil {
 		return nil, err
@@ -183,6 +181,12 @@ func (s *Store) readManifest(key string) (*manifest, error) {
 	m := new(manifest)
 	if err == nil {
 		err = json.Unmarshal(raw, m)
+	}
+	if err == nil {
+		m.memorySize, err = checkExtents(m.Extents, int64(m.Identity.MemoryMiB)<<20)
+	}
+	if err == nil && (m.StateSize < 0 || m.StateSize > maxState) {
+		err = fmt.Errorf("%s of %d bytes", stateFile, m.StateSize)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("template %s: %w", key, err)
@@ -279,10 +283,7 @@ func (s *Store) List() ([]Info, error) {
 		info := Info{Key: name, Used: st.ModTime(), Outdated: true}
 		if m, err := s.readManifest(name); err == nil {
 			info.Created, info.Identity, info.Outdated = m.Created, m.Identity, m.Identity.outdated(boot)
-			info.Bytes = m.StateSize
-			for _, e := range m.Extents {
-				info.Bytes += e.Length
-			}
+			info.Bytes = m.StateSize + m.memorySize
 		}
 		list = append(list, info)
 	}
