@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os/exec"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-
 )
 
 // runHooks runs hooks in dir, one after the other with state on their stdin, as
