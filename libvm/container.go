@@ -216,6 +216,12 @@ func waitPidfd(fd int, timeout time.Duration) error {
 // of its network. With force it ends a running one first. Poststop hooks run at
 // the end; their failure is a warning.
 func (c *Container) Delete(force bool) error {
+	if force && c.Status() != specs.StateStopped {
+		// Not behind the lock: who holds it may be waiting for the guest.
+		if err := c.kill(); err != nil {
+			return err
+		}
+	}
 	return c.locked(func() error {
 		var err error
 		switch status := c.Status(); status {

@@ -103,7 +103,7 @@ type monitor struct {
 	failed   error // why the monitor has ended the VM, if it has
 	started  bool
 	nextExec int
-	killed   bool // SIGKILL was asked for
+	killed   chan struct{} // closed when SIGKILL was asked for
 
 	answering gate // before the control requests, those of exec apart
 	paused    pauseState
@@ -126,7 +126,7 @@ type monitor struct {
 // would know of it. RunMonitor returns the status that the process shall exit
 // with, which is the container init's.
 func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
-	m := &monitor{log: log, ended: make(chan struct{})}
+	m := &monitor{log: log, ended: make(chan struct{}), killed: make(chan struct{})}
 	signals := catchSignals()
 	loadTimeZone()
 	err := m.create(sync)
@@ -190,14 +190,15 @@ func (m *monitor) waitInit() int {
 		m.vmm.kill() // a guest without its files goes on for as long as nobody ends it, and keeps the streams open
 	}
 	if m.relay != nil {
-		m.relay.drain()
+		m.relay.drain(m.killed)
 	}
 	status := ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}
-	m.mu.Lock()
-	if m.killed && status.Code == exitVMLost {
-		status = ExitStatus{Signal: int(unix.SIGKILL)}
+	if m.wasKilled() {
+		m.vmm.kill() // whoever waits for an answer of the guest's has waited enough
+		if status.Code == exitVMLost {
+			status = ExitStatus{Signal: int(unix.SIGKILL)}
+		}
 	}
-	m.mu.Unlock()
 	m.log.Debug("the container has ended", "code", status.Code, "signal", status.Signal, "oom", end.OOMKilled)
 	return status.Shell()
 }
@@ -264,8 +265,8 @@ const killPatience = 2 * time.Second
 func (m *monitor) signal(n int, all bool) error {
 	if n == int(unix.SIGKILL) {
 		m.mu.Lock()
-		if !m.killed {
-			m.killed = true
+		if !m.wasKilled() {
+			close(m.killed)
 			time.AfterFunc(killPatience, m.endVM)
 		}
 		m.mu.Unlock()
@@ -288,15 +289,28 @@ func (m *monitor) signal(n int, all bool) error {
 	return err
 }
 
+func (m *monitor) wasKilled() bool {
+	select {
+	case <-m.killed:
+		return true
+	default:
+		return false
+	}
+}
+
 // endVM is for a guest that did not carry out a SIGKILL. A container that has
-// ended may still be writing its output, which takes what it takes.
+// ended may still be writing its output; as much of it as is taken in outputPatience.
 func (m *monitor) endVM() {
 	select {
 	case <-m.ended:
+		time.AfterFunc(outputPatience, m.vmm.kill)
 	default:
 		m.fail(errors.New("the guest did not end on SIGKILL"))
 	}
 }
+
+// outputPatience is how long the output of a container that was killed may take.
+const outputPatience = 2 * time.Second
 
 // fail ends the VM, and with it the container.
 func (m *monitor) fail(reason error) {

@@ -146,7 +146,7 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	if err != nil {
 		end.Signal = int(unix.SIGKILL) // it died with the VM
 	}
-	relay.drain()
+	relay.drain(m.killed)
 	_ = files[0].Close() // the relay may be blocked in a read of it and ends with it
 	return guestproto.WriteFrame(conn, execExit{Status: ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}})
 }

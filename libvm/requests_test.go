@@ -25,7 +25,7 @@ func TestAnswerAfterTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	m := &monitor{log: slog.New(slog.DiscardHandler), ended: make(chan struct{})}
+	m := &monitor{log: slog.New(slog.DiscardHandler), ended: make(chan struct{}), killed: make(chan struct{})}
 	if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
 		t.Fatal(err)
 	}

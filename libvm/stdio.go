@@ -38,7 +38,10 @@ func isNull(f *os.File) bool {
 
 // drainPatience is how long a process that has ended waits for a reader of its
 // output that takes nothing at all.
-const drainPatience = 10 * time.Second
+const (
+	drainPatience  = 10 * time.Second
+	killedPatience = 2 * time.Second
+)
 
 // relay carries the streams of one process.
 type relay struct {
@@ -114,8 +117,8 @@ func (r *relay) copyOut(file *os.File, stream io.ReadWriteCloser) {
 }
 
 // drain waits until all output has been written, or until nobody has taken any
-// for drainPatience. It is called once, when the process has ended.
-func (r *relay) drain() {
+// for drainPatience, or killedPatience once the container was killed. It is called once, when the process has ended.
+func (r *relay) drain(killed <-chan struct{}) {
 	tick := time.NewTicker(drainPatience)
 	defer tick.Stop()
 	last := int64(-1)
@@ -123,6 +126,9 @@ func (r *relay) drain() {
 		select {
 		case <-r.outputs:
 			r.pending--
+		case <-killed:
+			killed = nil
+			tick.Reset(killedPatience)
 		case <-tick.C:
 			now := r.written.Load()
 			if now == last {
