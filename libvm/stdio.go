@@ -36,8 +36,8 @@ func isNull(f *os.File) bool {
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
 }
 
-// drainPatience is how long a process that has ended waits for a reader of its
-// output that takes nothing at all.
+// How long a process that has ended waits for a reader of its output that takes
+// nothing at all: as a rule, and once its container was killed.
 const (
 	drainPatience  = 10 * time.Second
 	killedPatience = 2 * time.Second
