@@ -145,11 +145,11 @@ func TestHookFails(t *testing.T) {
 
 		one := 1
 		for name, hooks := range map[string][]specs.Hook{
-			"startContainer hook #1: .*exit status 3.*because":                  append(logHook("first", "/log"), failingHook("/log")...),
-			`startContainer hook #0: /bin/sh: timed out after 1 s`:              {{Path: "/bin/sh", Args: []string{"sh", "-c", "sleep 1000"}, Timeout: &one}},
-			`startContainer hook #0: .*/no/hook: no such file`:                  {{Path: "/no/hook"}},
-			`startContainer hook #0: .*signal 9`:                                {{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -9 $$"}}},
-			`startContainer hook #0: .*exit status 1, output: .*x{1000}\\nend"`: {{Path: "/bin/sh", Args: []string{"sh", "-c", "head -c 200000 /dev/zero | tr '\\0' x; echo; echo end; exit 1"}}},
+			"startContainer hook #1: .*exit status 3.*because":                    append(logHook("first", "/log"), failingHook("/log")...),
+			`startContainer hook #0: /bin/sh: timed out after 1 s`:                {{Path: "/bin/sh", Args: []string{"sh", "-c", "sleep 1000"}, Timeout: &one}},
+			`startContainer hook #0: .*/no/hook: no-such-file`:                    {{Path: "/no/hook"}},
+			`startContainer hook #0: .*signal 9`:                                  {{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -9 $$"}}},
+			`startContainer hook #0: .*exit status 1, output: .*x{1000}\\\\nend"`: {{Path: "/bin/sh", Args: []string{"sh", "-c", "head -c 200000 /dev/zero | tr '\\0' x; echo; echo end; exit 1"}}},
 		} {
 			set(func(s *specs.Hooks) { s.StartContainer = hooks })
 			c := h.create(b)

@@ -81,7 +81,7 @@ func (p *process) terminate() {
 const conversationGrace = 100 * time.Millisecond
 
 // mostOutput is how much of a hook's output is kept, the end of it, in bytes.
-const mostOutput = 4 << 10
+const mostOutput = 1536
 
 // converse gives a process all of its input. The function that it returns waits
 // for the end of the output, once the process has ended, and returns it.
