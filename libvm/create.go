@@ -460,7 +460,7 @@ func consoleTail(dir string) string {
 	if said = strings.TrimSpace(said); said == "" {
 		return ""
 	}
-	return fmt.Sprintf(" (guest console: %q)", quiet(said))
+	return fmt.Sprintf(" (guest console: %q)", guestText(said))
 }
 
 // undo takes back whatever there is of a container that could not be made.

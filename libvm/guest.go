@@ -158,12 +158,15 @@ func (g *guest) exchange(op guestproto.Op, body, reply any, deadline time.Time, 
 		return nil, errors.Join(err, stream.Close())
 	}
 	raw := op == guestproto.OpStdio || op == guestproto.OpDNS
-	g.port.Allow(stream.StreamID(), 4+guestproto.MaxReply)
+	allowed := int64(4 + guestproto.MaxReply)
+	if raw { // bytes may follow the reply before it is read here
+		allowed = controlport.Unlimited
+	}
+	g.port.Allow(stream.StreamID(), allowed)
 	counted := &countedStream{ReadWriter: stream, sent: sent}
 	err = guestproto.Call(counted, op, body, reply)
 	var own *guestproto.Error
 	if replied := err == nil || errors.As(err, &own); replied && raw && own == nil {
-		g.port.Allow(stream.StreamID(), controlport.Unlimited)
 		return stream, stream.SetDeadline(time.Time{})
 	}
 	bad := g.port.Finish(stream.StreamID(), counted.read)

@@ -52,19 +52,21 @@ func (m *monitor) watchFiles(p *fileServer) {
 	}
 	for worked := ""; ; {
 		table, err := p.tableSize()
-		now, workErr := p.work()
-		if err := errors.Join(err, workErr); err != nil {
+		now := worked
+		if err == nil && table > limit/2 { // below, it never had more files open
+			now, err = p.work()
+		}
+		if err != nil {
 			m.log.Debug("look at virtiofsd's files", "error", err)
 			return
 		}
 		wait := untilNextLook(min(table, limit), limit)
 		switch {
-		case table <= limit/2: // it never had more files open
-		case now == worked:
-			wait = max(wait, lookAgain)
-		default:
+		case now != worked:
 			worked = now
 			wait = m.forgetFiles(limit)
+		case table > limit/2: // nothing has happened since
+			wait = max(wait, lookAgain)
 		}
 		select {
 		case <-m.lost:

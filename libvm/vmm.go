@@ -350,7 +350,7 @@ func (p *vmProcess) lastWords() string {
 	}
 	select {
 	case <-p.done:
-		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, quiet(strings.TrimSpace(p.tail.String())))
+		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, guestText(strings.TrimSpace(p.tail.String())))
 	case <-time.After(reapGrace):
 		return ""
 	}

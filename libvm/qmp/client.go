@@ -28,6 +28,9 @@ import (
 // are asked for here (query-qmp-schema) have some 200 KiB.
 const maxMessage = 1 << 20
 
+// maxText bounds what is kept of a refusal's texts, in bytes: they go into errors.
+const maxText = 1 << 10
+
 // ErrEnded is matched by every error that the end of the connection causes.
 var ErrEnded = errors.New("connection to QEMU ended")
 
@@ -203,7 +206,8 @@ func (c *Client) execute(ctx context.Context, command string, args, result any, 
 		}
 	}
 	if reply.Error != nil {
-		return &Error{Command: command, Class: reply.Error.Class, Desc: reply.Error.Desc}
+		e := reply.Error
+		return &Error{Command: command, Class: e.Class[:min(len(e.Class), maxText)], Desc: e.Desc[:min(len(e.Desc), maxText)]}
 	}
 	if result == nil {
 		return nil
