@@ -61,6 +61,9 @@ func tries(dir string, file *os.File) error {
 	if _, err := file.WriteString("written"); err != nil {
 		return fmt.Errorf("write to what was open: %w", err)
 	}
+	if err := unix.Sysinfo(new(unix.Sysinfo_t)); err != nil {
+		return fmt.Errorf("sysinfo: %w", err)
+	}
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)

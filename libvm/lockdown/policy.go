@@ -21,7 +21,7 @@ var allowed = []string{
 	// Waiting.
 	"epoll_create1", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait", "eventfd2", "poll", "ppoll", "pselect6", "select",
 	// Children, and who they are.
-	"getegid", "geteuid", "getgid", "getresgid", "getresuid", "getuid", "kill", "pidfd_open", "pidfd_send_signal", "prlimit64", "getrlimit", "getrusage",
+	"getegid", "geteuid", "getgid", "getresgid", "getresuid", "getuid", "kill", "pidfd_open", "pidfd_send_signal", "prlimit64", "getrlimit", "getrusage", "sysinfo",
 	"wait4", "waitid",
 	// Files that are open, and those that Landlock lets it read.
 	"close", "close_range", "copy_file_range", "dup", "dup2", "dup3", "fadvise64", "fcntl", "fstat", "fstatfs", "ioctl", "lseek",
