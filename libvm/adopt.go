@@ -91,7 +91,7 @@ func (s *vmStarter) take(dir *os.File, name string) (_ *vmm, _ *handover, err er
 	}
 	v.control, v.console, v.qemu = conns[0], newGuestConsole(conns[2]), adoptedQEMU(keeper, s.log)
 	go v.console.copy(s.files.console)
-	if v.virtiofsd, err = startProcess("virtiofsd", s.parts.Virtiofsd.Path, virtiofsdArgs(s.parts.Virtiofsd.Dialect, 3, s.files.share), nil, s.log, files[3]); err != nil {
+	if v.virtiofsd, err = startVirtiofsd(s.parts.Virtiofsd, s.files, s.log, files[3]); err != nil {
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), takeTimeout)

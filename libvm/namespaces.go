@@ -160,26 +160,35 @@ func joinsNetwork(spec *specs.Spec) bool {
 // the files that virtiofsd serves keep theirs, as the guest does the mapping. What
 // the monitor and its children lose is power over the host's kernel.
 func mapIdentity(attr *syscall.SysProcAttr) error {
-	for file, mappings := range map[string]*[]syscall.SysProcIDMap{
-		"/proc/self/uid_map": &attr.UidMappings,
-		"/proc/self/gid_map": &attr.GidMappings,
-	} {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(string(text)) {
-			var m syscall.SysProcIDMap
-			var outside int
-			if _, err := fmt.Sscan(line, &m.ContainerID, &outside, &m.Size); err != nil {
-				return fmt.Errorf("%s: %w", file, err)
-			}
-			m.HostID = m.ContainerID
-			*mappings = append(*mappings, m)
-		}
+	var err error
+	if attr.UidMappings, err = idMap("uid"); err != nil {
+		return err
+	}
+	if attr.GidMappings, err = idMap("gid"); err != nil {
+		return err
 	}
 	attr.GidMappingsEnableSetgroups = true
 	return nil
+}
+
+// idMap reads which ids the calling process's user namespace has, as a mapping to
+// themselves; kind is uid or gid.
+func idMap(kind string) (mappings []syscall.SysProcIDMap, err error) {
+	file := "/proc/self/" + kind + "_map"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		var m syscall.SysProcIDMap
+		var outside int
+		if _, err := fmt.Sscan(line, &m.ContainerID, &outside, &m.Size); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		m.HostID = m.ContainerID
+		mappings = append(mappings, m)
+	}
+	return mappings, nil
 }
 
 // startIn starts cmd in fresh namespaces (clone flags) and in those to join. The

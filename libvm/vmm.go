@@ -1,6 +1,7 @@
 package libvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,23 +106,30 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 	}
 	args := cfg.args()
 	log.Debug("starting QEMU", "command", quoteCommand(p.QEMU, args))
-	confineQEMU := func() (err error) {
-		if v.memory, err = confine(files.root, p.QEMU, cfg.memoryMiB, cfg.kernel, cfg.initramfs); err != nil {
-			return err
-		}
+	room := &cell{
+		dir: files.root, program: p.QEMU, images: []string{cfg.kernel, cfg.initramfs}, memoryMiB: cfg.memoryMiB, kvm: cfg.accel == accel.KVM, log: log,
+	}
+	if cfg.firmware != "" {
+		room.images = append(room.images, cfg.firmware)
+	}
+	if room.who, err = qemuIdentity(); err != nil {
+		return v, partError("look for a user for QEMU", err)
+	}
+	confineQEMU := func(attr *syscall.SysProcAttr) (err error) {
 		if cfg.accel == accel.TCG {
 			if err := runAsBatch(); err != nil { // slower beside others, no more
 				log.Debug("QEMU keeps its scheduling policy", "error", err)
 			}
 		}
-		return dropPrivileges()
+		v.memory, err = room.enter(attr)
+		return err
 	}
 	spawned := steps.Begin("start QEMU and virtiofsd")
 	if v.qemu, err = startProcess("QEMU", p.QEMU, args, confineQEMU, log, inherited...); err != nil {
 		return v, err
 	}
 	if files.share != "" {
-		if v.virtiofsd, err = startProcess("virtiofsd", p.Virtiofsd.Path, virtiofsdArgs(p.Virtiofsd.Dialect, 3, files.share), nil, log, listener); err != nil {
+		if v.virtiofsd, err = startVirtiofsd(p.Virtiofsd, files, log, listener); err != nil {
 			return v, err
 		}
 	}
@@ -145,14 +153,21 @@ func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Templ
 	if err != nil {
 		return v, fmt.Errorf("QEMU did not come up: %w%s%s", err, v.qemu.lastWords(), v.virtiofsd.lastWords())
 	}
+	emptied := make(chan error, 1)
+	go func() { // while the state is loaded
+		defer steps.Begin("empty QEMU's root")()
+		emptied <- v.qemu.onThread(emptyRoot)
+	}()
 	if from != nil {
 		if err = <-copied; err == nil {
-			defer steps.Begin("load the VM's state")()
+			loaded := steps.Begin("load the VM's state")
 			err = v.load(from.State)
+			loaded()
 		}
-		if err == nil && !cfg.standby {
-			err = v.proceed() // it was saved while it stood still
-		}
+	}
+	err = cmp.Or(err, <-emptied)
+	if err == nil && from != nil && !cfg.standby {
+		err = v.proceed() // it was saved while it stood still
 	}
 	return v, err
 }
@@ -189,6 +204,16 @@ func shareSocket() (listener, client *os.File, err error) {
 		return nil, nil, errors.Join(err, listener.Close(), client.Close())
 	}
 	return listener, client, nil
+}
+
+// startVirtiofsd starts virtiofsd for a share.
+func startVirtiofsd(program parts.Virtiofsd, files vmmFiles, log *slog.Logger, listener *os.File) (*vmProcess, error) {
+	return startProcess("virtiofsd", program.Path, virtiofsdArgs(program.Dialect, 3, files.share), func(attr *syscall.SysProcAttr) error {
+		// Its root is the share as soon as it has it, and until then what the
+		// monitor's is now.
+		attr.Cloneflags = unix.CLONE_NEWNS
+		return nil
+	}, log, listener)
 }
 
 // virtiofsdArgs is the command line of either virtiofsd.
@@ -265,47 +290,65 @@ type vmProcess struct {
 	status string        // how it ended, once done is closed
 	tail   *tailBuffer   // the end of what it wrote to stderr
 	kill   func()        // has it end; it may have ended already
+	thread chan func()   // what the thread that it was forked from shall do; nil for a keeper's
 }
 
-// startProcess starts a helper process that dies with the monitor, in a mount
-// namespace of its own, and sees files as fds 3 and up. The function confine, if
-// there is one, runs on the thread that the process is forked from and takes
-// away what it shall not have; virtiofsd sees to that by itself.
+// startProcess starts a helper process that dies with the monitor and sees files
+// as fds 3 and up. The function confine runs on the thread that the process is
+// forked from, takes away what it shall not have, and may have the fork do more.
 //
 // The parent-death signal is tied to the thread that forks (prctl(2)), so each
-// child has a thread of the monitor's for itself, which waits for it.
-func startProcess(name, path string, args []string, confine func() error, log *slog.Logger, files ...*os.File) (*vmProcess, error) {
-	p := &vmProcess{name: name, done: make(chan struct{}), tail: &tailBuffer{limit: 4 << 10}}
+// child has a thread of the monitor's for itself, which stays as long as the child.
+func startProcess(name, path string, args []string, confine func(*syscall.SysProcAttr) error, log *slog.Logger, files ...*os.File) (*vmProcess, error) {
+	p := &vmProcess{name: name, done: make(chan struct{}), tail: &tailBuffer{limit: 4 << 10}, thread: make(chan func())}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		defer close(p.done)
-		if confine != nil {
-			if err := confine(); err != nil {
-				started <- err
-				return
-			}
-		}
 		cmd := exec.Command(path, args...)
 		cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 		cmd.Dir = "/"
 		cmd.ExtraFiles = files
 		cmd.Stderr = p.tail
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Cloneflags: unix.CLONE_NEWNS}
-		if err := cmd.Start(); err != nil {
-			started <- partError("start "+name, err)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+		err := confine(cmd.SysProcAttr)
+		if err == nil {
+			err = partErrorOrNil("start "+name, cmd.Start())
+		}
+		if err != nil {
+			started <- err
 			return
 		}
 		p.pid, p.kill = cmd.Process.Pid, func() { _ = cmd.Process.Kill() }
 		started <- nil
-		err := cmd.Wait()
-		p.status = errText(err)
-		log.Debug("process ended", "name", name, "pid", p.pid, "status", p.status, "stderr", p.tail.String())
+		ended := make(chan error)
+		go func() { ended <- cmd.Wait() }()
+		for {
+			select {
+			case f := <-p.thread:
+				f()
+			case err := <-ended:
+				p.status = errText(err)
+				log.Debug("process ended", "name", name, "pid", p.pid, "status", p.status, "stderr", p.tail.String())
+				return
+			}
+		}
 	}()
 	if err := <-started; err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// onThread runs f on the thread that the process was forked from.
+func (p *vmProcess) onThread(f func() error) error {
+	result := make(chan error, 1)
+	select {
+	case p.thread <- func() { result <- f() }:
+		return <-result
+	case <-p.done:
+		return fmt.Errorf("%s has ended: %s", p.name, p.status)
+	}
 }
 
 // runAsBatch makes the calling thread, and what it executes, SCHED_BATCH if it
@@ -335,10 +378,7 @@ func dropPrivileges() error {
 			return partError("drop capabilities", err)
 		}
 	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return partError("set no_new_privs", err)
-	}
-	return nil
+	return partErrorOrNil("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 }
 
 // lastWords tells how the process ended, to be appended to an error; nothing if
