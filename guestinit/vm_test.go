@@ -81,7 +81,7 @@ func silentVM(t *testing.T, extra ...string) (*vm, net.Conn) {
 	v := &vm{t: t, dir: t.TempDir()}
 	makeRootfs(t, filepath.Join(v.dir, "share", "rootfs"))
 	v.daemon(firstExisting(t, virtiofsdPaths), "--socket-path="+v.dir+"/fs.sock", "-o", "source="+v.dir+"/share",
-		"-o", "cache=auto", "-o", "xattr", "-o", "modcaps=+sys_admin:+mknod", "-o", "xattrmap=:map:trusted.:user.virtiofs.:",
+		"-o", "cache=auto", "-o", "xattr", "-o", "xattrmap=:map:trusted.:user.virtiofs.:",
 		"-o", "announce_submounts", "-o", "sandbox=namespace")
 	v.await(v.dir + "/fs.sock")
 	v.qemu = v.daemon("qemu-system-x86_64", append([]string{

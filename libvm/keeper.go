@@ -109,7 +109,7 @@ func (r *Runtime) startStandby(shape Shape, stage string, example *specs.Spec) (
 	if err := makeStage(stage); err != nil {
 		return nil, "", err
 	}
-	starter.cfg.standby, starter.files.share = true, stage
+	starter.cfg.standby, starter.files.share, starter.files.nodes = true, stage, makesNodes(example)
 	v, err = startVMM(starter.parts, starter.cfg, starter.files, t, nil, r.Log)
 	if err != nil {
 		return nil, "", err
@@ -187,10 +187,12 @@ func openCounter(dir, name string) (*counter, error) {
 	return c, nil
 }
 
-// close has nobody come any more. Those that have come in vain hear it.
+// close has nobody come any more. Those that have come in vain hear it. It may be
+// called again.
 func (c *counter) close() {
 	_ = os.Remove(viaFD(c.dir, c.name))
 	_ = c.listener.Close()
+	_ = c.dir.Close()
 }
 
 // checkPeer refuses another user's process.

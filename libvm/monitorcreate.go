@@ -65,7 +65,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	if m.net, err = openNetwork(cfg, m.log); err != nil {
 		return err
 	}
-	files := vmmFiles{share: share, root: filepath.Join(cfg.StateDir, rootDir), console: console}
+	files := vmmFiles{share: share, nodes: cfg.Plan.Nodes, root: filepath.Join(cfg.StateDir, rootDir), console: console}
 	if s := cfg.Plan.Scratch; s != nil {
 		if files.scratch, err = s.file(); err != nil {
 			return err

@@ -102,6 +102,8 @@ type Plan struct {
 	Seccomp *guestproto.SeccompFilter `json:",omitempty"`
 	// Scratch is nil for a container without such a disk.
 	Scratch *Scratch `json:",omitempty"`
+	// Nodes says that device nodes are made in the share.
+	Nodes bool `json:",omitempty"`
 	// Binds fill the share, the container's rootfs first.
 	Binds []Bind
 	// Warnings are for the log: what was asked for and left out, and why.
@@ -165,8 +167,45 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	if err := p.seccomp(); err != nil {
 		return nil, err
 	}
+	p.Nodes = makesNodes(p.Guest)
 	p.hostOnly(spec)
 	return p, nil
+}
+
+// makesNodes says whether device nodes are made in the share: by the container, if
+// it has CAP_MKNOD, or for it, where no file system of the guest's own is in their
+// place.
+func makesNodes(guest *specs.Spec) bool {
+	if slices.Contains(allCapabilities(guest.Process), "CAP_MKNOD") {
+		return true
+	}
+	nodes := []string{"/dev/null"} // and others beside it, in every container
+	if guest.Linux != nil {
+		for _, d := range guest.Linux.Devices {
+			if d.Type != "p" {
+				nodes = append(nodes, path.Join("/", d.Path))
+			}
+		}
+	}
+	return slices.ContainsFunc(nodes, func(node string) bool { return sharesPath(guest.Mounts, node) })
+}
+
+// sharesPath says whether a path of the container's is in the share: below none of
+// its mounts, or below a bind mount nearest.
+func sharesPath(mounts []specs.Mount, file string) bool {
+	nearest, shared := "", true
+	for _, m := range mounts {
+		dest := path.Join("/", m.Destination)
+		if within(file, dest) && len(dest) >= len(nearest) { // a later mount covers an earlier one
+			nearest, shared = dest, isBind(&m)
+		}
+	}
+	return shared
+}
+
+// within says whether a path is dir or below it; both are clean.
+func within(file, dir string) bool {
+	return file == dir || strings.HasPrefix(file, strings.TrimSuffix(dir, "/")+"/")
 }
 
 // seccomp compiles the filter, here: the guest may be emulated.

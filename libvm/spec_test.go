@@ -291,3 +291,35 @@ func TestBindOfTypeCgroup(t *testing.T) {
 		t.Errorf("source = %s, binds %+v, want %s", got, plan.Binds, want)
 	}
 }
+
+func TestDeviceNodesInTheShare(t *testing.T) {
+	dev := specs.Mount{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"}
+	for name, c := range map[string]struct {
+		caps    []string
+		mounts  []specs.Mount
+		devices []specs.LinuxDevice
+		want    bool
+	}{
+		"none":               {[]string{"CAP_CHOWN", "CAP_SYS_ADMIN"}, []specs.Mount{dev}, nil, false},
+		"made by it":         {[]string{"CAP_MKNOD"}, []specs.Mount{dev}, nil, true},
+		"no /dev":            {nil, nil, nil, true},
+		"a /dev of files":    {nil, []specs.Mount{{Destination: "/dev/", Type: "bind", Source: "/data"}}, nil, true},
+		"one over the other": {nil, []specs.Mount{{Destination: "/dev", Type: "bind", Source: "/data"}, dev}, nil, false},
+		"in /dev":            {nil, []specs.Mount{dev}, []specs.LinuxDevice{{Path: "/dev/net/x", Type: "c", Major: 10, Minor: 200}}, false},
+		"elsewhere":          {nil, []specs.Mount{dev}, []specs.LinuxDevice{{Path: "/device", Type: "c", Major: 10, Minor: 200}}, true},
+		"in a volume":        {nil, []specs.Mount{dev, {Destination: "/dev/v", Options: []string{"rbind"}, Source: "/data"}}, []specs.LinuxDevice{{Path: "/dev/v/x", Type: "b", Major: 7}}, true},
+		"a pipe elsewhere":   {nil, []specs.Mount{dev}, []specs.LinuxDevice{{Path: "/pipe", Type: "p"}}, false},
+		"a name like /dev":   {nil, []specs.Mount{dev}, []specs.LinuxDevice{{Path: "/device/x", Type: "c", Major: 10, Minor: 200}}, true},
+	} {
+		spec := minimal(c.caps...)
+		spec.Mounts, spec.Linux.Devices = c.mounts, c.devices
+		plan, err := Rewrite(spec, "/bundle/rootfs", &HostFacts{CPUs: 2, Sources: map[string]Source{"/data": {Kind: SourceDirectory, Path: "/data"}}}, Overrides{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if plan.Nodes != c.want {
+			t.Errorf("%s: Nodes = %v, want %v", name, plan.Nodes, c.want)
+		}
+	}
+}

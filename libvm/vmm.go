@@ -43,6 +43,7 @@ type vmm struct {
 // vmmFiles are the directories and files that a VMM needs of its caller.
 type vmmFiles struct {
 	share   string // for virtiofsd; empty for a VM without a share
+	nodes   bool   // device nodes may be made in the share
 	root    string // an empty directory for QEMU's own use
 	console io.Writer
 	scratch *os.File // the raw image of a scratch disk; nil for none
@@ -208,15 +209,16 @@ func shareSocket() (listener, client *os.File, err error) {
 
 // startVirtiofsd starts virtiofsd for a share.
 func startVirtiofsd(program parts.Virtiofsd, files vmmFiles, log *slog.Logger, listener *os.File) (*vmProcess, error) {
-	return startProcess("virtiofsd", program.Path, virtiofsdArgs(program.Dialect, 3, files.share), func(attr *syscall.SysProcAttr) error {
+	return startProcess("virtiofsd", program.Path, virtiofsdArgs(program.Dialect, 3, files.share, files.nodes), func(attr *syscall.SysProcAttr) error {
 		// Its root is the share as soon as it has it, and until then what the
 		// monitor's is now.
 		attr.Cloneflags = unix.CLONE_NEWNS
-		return nil
+		return noNewPrivileges()
 	}, log, listener)
 }
 
-// virtiofsdArgs is the command line of either virtiofsd.
+// virtiofsdArgs is the command line of either virtiofsd. Both give up all
+// capabilities but those over files, and with nodes CAP_MKNOD.
 //
 // With cache=auto the guest's kernel forgets a file's content whenever somebody
 // opens it, so that every start of a program reads it anew, and under TCG
@@ -224,18 +226,33 @@ func startVirtiofsd(program parts.Virtiofsd, files vmmFiles, log *slog.Logger, l
 // second is otherwise like auto: names and attributes older than that are asked
 // for again, and a file of another size or time of change is read again. The
 // Rust one has no such timeout.
-func virtiofsdArgs(dialect parts.Dialect, fd int, dir string) []string {
+func virtiofsdArgs(dialect parts.Dialect, fd int, dir string, nodes bool) []string {
+	capabilities := "-mknod"
+	if nodes {
+		capabilities = "+mknod"
+	}
 	if dialect == parts.DialectRust {
 		return []string{
 			fmt.Sprintf("--fd=%d", fd), "--shared-dir", dir, "--cache=auto", "--xattr", "--announce-submounts",
-			"--modcaps=+sys_admin:+mknod", "--xattrmap=:map:trusted.:user.virtiofs.:", "--sandbox=namespace", "--log-level=error",
+			"--modcaps=" + capabilities, "--xattrmap=" + attributeMap, "--sandbox=namespace", "--log-level=error",
 		}
 	}
 	return []string{
 		fmt.Sprintf("--fd=%d", fd), "-o", "source=" + dir, "-o", "cache=always", "-o", "timeout=1", "-o", "xattr", "-o", "announce_submounts",
-		"-o", "modcaps=+sys_admin:+mknod", "-o", "xattrmap=:map:trusted.:user.virtiofs.:", "-o", "sandbox=namespace", "-o", "log_level=err",
+		"-o", "modcaps=" + capabilities, "-o", "xattrmap=" + attributeMap, "-o", "sandbox=namespace", "-o", "log_level=err",
 	}
 }
+
+// attributeMap gives the guest's attributes that are its kernel's or its root's
+// business other names on the host, where they would be the host's, and would need
+// CAP_SYS_ADMIN: trusted.* and all of security.* but file capabilities, which are
+// the same thing on both. The host's own it does not see. (The rules are of
+// virtiofsd's documentation, "Extended attribute mapping"; the first one that
+// matches counts.)
+const attributeMap = ":ok:all:security.capability:security.capability:" +
+	":prefix:all:security.:user.virtiofs.:" +
+	":bad:server::security.:" +
+	":map:trusted.:user.virtiofs.:"
 
 // plugShare gives the VM its share. A guest that has not come to look for devices
 // yet will find it as if it had been there from the beginning.
@@ -378,6 +395,11 @@ func dropPrivileges() error {
 			return partError("drop capabilities", err)
 		}
 	}
+	return noNewPrivileges()
+}
+
+// noNewPrivileges is for the calling thread and what it executes.
+func noNewPrivileges() error {
 	return partErrorOrNil("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 }
 

@@ -1,0 +1,21 @@
+package libvm
+
+import (
+	"strings"
+	"testing"
+
+	"boxlite/libvm/parts"
+)
+
+func TestVirtiofsdArgsGolden(t *testing.T) {
+	for name, args := range map[string][]string{
+		"c":          virtiofsdArgs(parts.DialectC, 3, "/share", false),
+		"c-nodes":    virtiofsdArgs(parts.DialectC, 3, "/share", true),
+		"rust":       virtiofsdArgs(parts.DialectRust, 3, "/share", false),
+		"rust-nodes": virtiofsdArgs(parts.DialectRust, 3, "/share", true),
+	} {
+		t.Run(name, func(t *testing.T) {
+			golden(t, "virtiofsd-"+name+".args", []byte(strings.Join(args, "\n")+"\n"))
+		})
+	}
+}
