@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -148,6 +150,29 @@ func xattr(args []string) error {
 		return fmt.Errorf("set user.kept: %w", err)
 	}
 	fmt.Println("xattr ok")
+	return nil
+}
+
+// attributes FILE NAME... sets attributes and prints the names of all that the file then has.
+func attributes(args []string) error {
+	for _, name := range args[1:] {
+		value := []byte("set inside")
+		if name == "security.capability" {
+			value = make([]byte, 20) // vfs_cap_data, version 2, without any
+			value[3] = 2
+		}
+		if err := unix.Setxattr(args[0], name, value, 0); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	buf := make([]byte, 4096)
+	n, err := unix.Listxattr(args[0], buf)
+	if err != nil {
+		return err
+	}
+	names := strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00")
+	slices.Sort(names)
+	fmt.Println(strings.Join(names, " "))
 	return nil
 }
 

@@ -16,6 +16,7 @@ var commands = map[string]func(args []string) error{
 	"fcntl":     fcntlLock,
 	"fcntl-try": fcntlTry,
 	"xattr":     xattr,
+	"attrs":     attributes,
 	"many":      many,
 	"tmpfile":   tmpfile,
 	"hog":       hog,

@@ -1,0 +1,515 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// powers is what a process of boxlite's may do on the host.
+type powers struct {
+	process      string
+	user         string // and group
+	capabilities string // permitted and effective; the others are none, but for "all"
+	noNewPrivs   string
+	seccomp      string
+	root         string // and working directory
+	directories  string // that it has open
+}
+
+// processPowers is the table of docs/architecture.md, "What each process may do".
+var processPowers = []powers{
+	{"QEMU", "its own", "none", "yes", "yes", "empty", "none"},
+	{"virtiofsd, which waits", "root", "none", "yes", "no", "the share", "none"},
+	{"virtiofsd, which serves", "root", filePowers + " (MKNOD)", "yes", "yes", "the share", "of the share, of its own /proc"},
+	{"keeper", "root", "all", "no", "no", "the host's", "none"},
+}
+
+const (
+	rowQEMU = iota
+	rowWaits
+	rowServes
+	rowKeeper
+)
+
+const filePowers = "CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP"
+
+// capabilityBits are those that a row may name.
+var capabilityBits = map[string]int{
+	"CHOWN": unix.CAP_CHOWN, "DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "FOWNER": unix.CAP_FOWNER, "FSETID": unix.CAP_FSETID, "SETGID": unix.CAP_SETGID,
+	"SETUID": unix.CAP_SETUID, "SETFCAP": unix.CAP_SETFCAP, "MKNOD": unix.CAP_MKNOD, "SYS_ADMIN": unix.CAP_SYS_ADMIN,
+}
+
+func TestProcessPowersInTheDocuments(t *testing.T) {
+	text, err := os.ReadFile("../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processPowers {
+		row := "| " + strings.Join([]string{p.process, p.user, p.capabilities, p.noNewPrivs, p.seccomp, p.root, p.directories}, " | ") + " |\n"
+		if !strings.Contains(string(text), row) {
+			t.Errorf("docs/architecture.md lacks %q", row)
+		}
+	}
+}
+
+// ids are users and groups of the host, by what the table calls them.
+type ids struct{ root, own int }
+
+// ownID is what QEMU is to root, started by the process pid.
+func ownID(pid int) ids { return ids{own: 0x7f000000 + pid} }
+
+// row is one of processPowers, without MKNOD or with it.
+func row(i int, nodes bool) powers {
+	p := processPowers[i]
+	mknod := ""
+	if nodes {
+		mknod = " MKNOD"
+	}
+	p.capabilities = strings.Replace(p.capabilities, " (MKNOD)", mknod, 1)
+	return p
+}
+
+// wantPowers compares a process with a row.
+func (e *env) wantPowers(pid int, who ids, want powers) {
+	e.Helper()
+	got := powers{process: want.process}
+	status := e.processStatus(pid)
+	got.user = who.describe(status)
+	got.capabilities = e.describeCapabilities(status)
+	got.noNewPrivs = map[string]string{"0": "no", "1": "yes"}[status["NoNewPrivs"]]
+	got.seccomp = map[string]string{"0": "no", "2": "yes"}[status["Seccomp"]]
+	got.root = e.describeRoot(pid)
+	got.directories = e.describeDirectories(pid)
+	if got != want {
+		e.Errorf("process %d:\n got %+v\nwant %+v", pid, got, want)
+	}
+}
+
+// processStatus is /proc/PID/status.
+func (e *env) processStatus(pid int) map[string]string {
+	e.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	e.noErr(err)
+	fields := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		fields[name] = strings.Join(strings.Fields(value), " ")
+	}
+	return fields
+}
+
+func (who ids) describe(status map[string]string) string {
+	all := func(id int) string { return strings.TrimSpace(strings.Repeat(" "+itoa(id), 4)) }
+	for name, id := range map[string]int{"root": who.root, "its own": who.own} {
+		if status["Uid"] == all(id) && status["Gid"] == all(id) && status["Groups"] == "" {
+			return name
+		}
+	}
+	return fmt.Sprintf("user %s, group %s and %q", status["Uid"], status["Gid"], status["Groups"])
+}
+
+func (e *env) describeCapabilities(status map[string]string) string {
+	e.Helper()
+	const empty = "0000000000000000"
+	effective, own := status["CapEff"], e.processStatus(os.Getpid())["CapEff"]
+	odd := fmt.Sprintf("permitted %s effective %s bounding %s inheritable %s ambient %s",
+		status["CapPrm"], effective, status["CapBnd"], status["CapInh"], status["CapAmb"])
+	if status["CapPrm"] != effective || status["CapInh"] != empty || status["CapAmb"] != empty {
+		return odd
+	}
+	if effective == own && status["CapBnd"] == own {
+		return "all"
+	}
+	if status["CapBnd"] != empty {
+		return odd
+	}
+	bits, err := strconv.ParseUint(effective, 16, 64)
+	e.noErr(err)
+	var names []string
+	for _, name := range append(strings.Fields(filePowers), "MKNOD", "SYS_ADMIN") {
+		if bit := uint64(1) << capabilityBits[name]; bits&bit != 0 {
+			names = append(names, name)
+			bits &^= bit
+		}
+	}
+	switch {
+	case bits != 0:
+		return odd
+	case len(names) == 0:
+		return "none"
+	}
+	return strings.Join(names, " ")
+}
+
+// describeRoot also looks at the working directory.
+func (e *env) describeRoot(pid int) string {
+	e.Helper()
+	proc := fmt.Sprintf("/proc/%d/", pid)
+	if !e.sameFile(proc+"root/", proc+"cwd/") {
+		return "not where it works"
+	}
+	if e.sameFile(proc+"root/", "/") {
+		return "the host's"
+	}
+	entries, err := os.ReadDir(proc + "root/")
+	e.noErr(err)
+	var names []string
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	switch strings.Join(names, " ") {
+	case "":
+		return "empty"
+	case "rootfs", "mounts rootfs":
+		return "the share"
+	}
+	return fmt.Sprintf("of %q", names)
+}
+
+func (e *env) sameFile(a, b string) bool {
+	e.Helper()
+	first, err := os.Stat(a)
+	e.noErr(err)
+	second, err := os.Stat(b)
+	e.noErr(err)
+	return os.SameFile(first, second)
+}
+
+// describeDirectories says of what file systems a process has directories open. The mounts that it sees are those of its root.
+func (e *env) describeDirectories(pid int) string {
+	e.Helper()
+	proc := fmt.Sprintf("/proc/%d/", pid)
+	mountinfo, err := os.ReadFile(proc + "mountinfo")
+	e.noErr(err)
+	mounts := map[string]bool{}
+	for line := range strings.Lines(string(mountinfo)) {
+		mounts[strings.Fields(line)[0]] = true
+	}
+	descriptors, err := os.ReadDir(proc + "fd")
+	e.noErr(err)
+	found := map[string]bool{}
+	for _, d := range descriptors {
+		path := proc + "fd/" + d.Name()
+		st, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // closed meanwhile
+		}
+		e.noErr(err)
+		if !st.IsDir() {
+			continue
+		}
+		var sfs unix.Statfs_t
+		e.noErr(unix.Statfs(path, &sfs))
+		info, err := os.ReadFile(proc + "fdinfo/" + d.Name())
+		e.noErr(err)
+		_, mount, _ := strings.Cut(string(info), "mnt_id:\t")
+		mount, _, _ = strings.Cut(mount, "\n")
+		switch {
+		case sfs.Type == unix.PROC_SUPER_MAGIC:
+			found["of its own /proc"] = true
+		case mounts[mount]:
+			found["of the share"] = true
+		default:
+			link, _ := os.Readlink(path) // for people
+			found["others: "+link] = true
+		}
+	}
+	names := []string{}
+	for name := range found {
+		names = append(names, name)
+	}
+	if len(names) == 0 {
+		return "none"
+	}
+	slices.Sort(names)
+	slices.Reverse(names)
+	return strings.Join(names, ", ")
+}
+
+// childrenOf are the children of a process, by name.
+func (e *env) childrenOf(pid int) map[string]int {
+	e.Helper()
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	e.noErr(err)
+	children := map[string]int{}
+	for _, list := range lists {
+		text, err := os.ReadFile(list)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // a thread that has ended
+		}
+		e.noErr(err)
+		for _, child := range strings.Fields(string(text)) {
+			comm, err := os.ReadFile("/proc/" + child + "/comm")
+			e.noErr(err)
+			n, err := strconv.Atoi(child)
+			e.noErr(err)
+			name := strings.TrimSpace(string(comm))
+			if strings.HasPrefix(name, "qemu-system") {
+				name = "QEMU"
+			}
+			children[name] = n
+		}
+	}
+	return children
+}
+
+// wantPartsPowers looks at the children of a monitor: QEMU, unless a keeper has it, and both of virtiofsd.
+func (e *env) wantPartsPowers(monitor int, who ids, qemu, serves powers) {
+	e.Helper()
+	children := e.childrenOf(monitor)
+	if pid, ok := children["QEMU"]; ok {
+		e.wantPowers(pid, who, qemu)
+		delete(children, "QEMU")
+	}
+	if len(children) != 1 {
+		e.Fatalf("children of the monitor beside QEMU: %v, want virtiofsd", children)
+	}
+	for _, waits := range children {
+		e.wantPowers(waits, who, row(rowWaits, false))
+		inner := e.childrenOf(waits)
+		if len(inner) != 1 {
+			e.Fatalf("children of virtiofsd: %v, want one", inner)
+		}
+		for _, pid := range inner {
+			e.wantPowers(pid, who, serves)
+		}
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", monitor))
+	e.noErr(err)
+	for _, task := range tasks {
+		st, err := os.Stat(task + "/root/")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has ended
+		}
+		e.noErr(err)
+		host, err := os.Stat("/")
+		e.noErr(err)
+		if os.SameFile(st, host) {
+			e.Errorf("%s of the monitor has the host's root", task)
+		}
+	}
+}
+
+// virtiofsds are those of the two that the machine has.
+func virtiofsds() (paths []string) {
+	for _, path := range []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"} {
+		if _, err := os.Stat(path); err == nil {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+func withMknod(s *specs.Spec) {
+	caps := s.Process.Capabilities
+	for _, set := range []*[]string{&caps.Bounding, &caps.Permitted, &caps.Effective} {
+		*set = append(slices.Clip(*set), "CAP_MKNOD")
+	}
+}
+
+// What the processes of a container may do on the host, for root, with each virtiofsd.
+func TestProcessPowers(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		for i, path := range virtiofsds() {
+			h.flags = []string{"--virtiofsd", path}
+			for name, edit := range map[string]func(*specs.Spec){"plain": nil, "mknod": withMknod} {
+				b := h.bundle(fmt.Sprintf("powers-%s-%d", name, i), "mknod /node c 1 3 && echo made; mknod /pipe p; ls /pipe; exec sleep 1000", edit)
+				c := h.create(b)
+				h.wantPartsPowers(c.pid, ownID(c.pid), row(rowQEMU, false), row(rowServes, edit != nil))
+				c.start()
+				h.expect(c.out, "/pipe\n")
+				h.wantPartsPowers(c.pid, ownID(c.pid), row(rowQEMU, false), row(rowServes, edit != nil))
+				h.must("delete", "--force", b.id)
+				h.want("output with "+name, c.out.wait(), map[string]string{"plain": "/pipe\n", "mknod": "made\n/pipe\n"}[name])
+			}
+		}
+	})
+}
+
+// In a user namespace in which every id is itself.
+func TestProcessPowersInUserNamespace(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("powers-userns", "exec sleep 1000", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+			s.Linux.GIDMappings = s.Linux.UIDMappings
+		})
+		h.noErr(sh(fmt.Sprintf("chmod o+x %s %s && chown -R 100000:100000 %s", workDir, b.dir, b.rootfs(""))))
+		c := h.create(b)
+		h.wantPartsPowers(c.pid, ownID(c.pid), row(rowQEMU, false), row(rowServes, false))
+		h.must("delete", "--force", b.id)
+		c.out.wait()
+	})
+}
+
+// A VM that stands by, and then is a container's.
+func TestProcessPowersStandby(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		templates := filepath.Join(h.diskDir(), "templates")
+		h.withTemplates(templates)
+		service := h.standby(1)
+		keeper := h.oneKeeper(templates)
+		qemu := h.childrenOf(keeper)["QEMU"]
+		b := h.bundle("powers-standby", "echo up; exec sleep 1000", withMknod)
+		h.wantPowers(qemu, ownID(keeper), row(rowQEMU, false))
+		c := h.create(b)
+		c.start()
+		h.expect(c.out, "up\n")
+		if !h.isOf(b, keeper) {
+			h.Errorf("keeper %d is not in the container's cgroup: %v", keeper, h.processesOf(b))
+		}
+		h.wantPowers(keeper, ownID(keeper), row(rowKeeper, false))
+		h.wantPowers(qemu, ownID(keeper), row(rowQEMU, false))
+		h.wantPartsPowers(c.pid, ownID(c.pid), row(rowQEMU, false), row(rowServes, true))
+		h.must("delete", "--force", b.id)
+		h.endStandby(service)
+		c.out.wait()
+	})
+}
+
+// An ordinary user by hand is alone in the user namespace, so QEMU is the user, too.
+func TestProcessPowersRootless(t *testing.T) {
+	for _, rt := range runtimes {
+		if !rt.isVM() {
+			continue
+		}
+		runPodman(t, rt, true, func(e *podmanEnv) {
+			u := &rootless{podmanEnv: e, dir: filepath.Join(e.hostDir(), "bundle")}
+			u.bundle("echo up; exec sleep 1000", func(*specs.Spec) {})
+			id := tag + "-powers"
+			ctx, cancel := context.WithTimeout(context.Background(), deadline)
+			run := startSession(u.T, u.cmdline(ctx, "run", id), cancel)
+			run.expect("up\n")
+			monitor := u.pidOf(id)
+			qemu := row(rowQEMU, false)
+			qemu.user = "root"
+			u.wantPartsPowers(monitor, ids{root: userID, own: -1}, qemu, row(rowServes, false))
+			u.must("kill", id, "KILL")
+			u.want("exit code", itoa(run.end()), "137")
+		})
+	}
+}
+
+// pidOf is the pid of a running container in its state.
+func (u *rootless) pidOf(id string) int {
+	u.Helper()
+	_, text, _ := strings.Cut(u.must("state", id), `"pid": `)
+	text, _, _ = strings.Cut(text, ",")
+	pid, err := strconv.Atoi(text)
+	u.noErr(err)
+	return pid
+}
+
+// Podman's user has a range of ids, of which QEMU gets the last one.
+func TestProcessPowersPodman(t *testing.T) {
+	for _, rt := range runtimes {
+		if !rt.isVM() {
+			continue
+		}
+		for _, user := range []bool{false, true} {
+			runPodman(t, rt, user, func(e *podmanEnv) {
+				id := e.startReady("up", "--cap-drop", "MKNOD", "busybox", "sh", "-c", "echo up; exec sleep 1000")
+				monitor, err := strconv.Atoi(e.inspect(id, ".State.Pid"))
+				e.noErr(err)
+				who := ownID(monitor)
+				if user {
+					who = ids{root: userID, own: 200000 + 65536 - 1}
+				}
+				e.wantPartsPowers(monitor, who, row(rowQEMU, false), row(rowServes, false))
+			})
+		}
+	}
+}
+
+// Files that are root's alone are no obstacle: QEMU then stays root, without its capabilities, and the log says why.
+func TestProcessFilesOfRoot(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		dir := h.diskDir()
+		parts := filepath.Dir(h.rt.bin)
+		h.noErr(sh(fmt.Sprintf(`cd %s && mkdir parts && cp %s/vmlinux-* %[2]s/initramfs.cpio parts && chmod 600 parts/vmlinux-*
+			mkdir -m 700 closed && mkdir closed/open
+			for dir in closed closed/open; do
+				printf '#!/usr/bin/sh\nexec /usr/bin/qemu-system-x86_64 "$@"\n' >$dir/qemu && chmod 755 $dir/qemu
+			done`, dir, parts)))
+		for name, c := range map[string]struct{ flag, path, user, file string }{
+			"kernel":    {"--parts", "parts", "root", "parts/vmlinux-lean"},
+			"directory": {"--qemu", "closed/qemu", "root", "closed"},
+			"above":     {"--qemu", "closed/open/qemu", "its own", ""},
+		} {
+			h.flags = []string{"--debug", "--log", filepath.Join(dir, name+".log"), c.flag, filepath.Join(dir, c.path)}
+			b := h.bundle("of-root-"+name, "exec sleep 1000", nil)
+			made := h.create(b)
+			qemu := row(rowQEMU, false)
+			qemu.user = c.user
+			h.wantPartsPowers(made.pid, ownID(made.pid), qemu, row(rowServes, false))
+			log, err := os.ReadFile(filepath.Join(dir, name+".log"))
+			h.noErr(err)
+			_, line, said := strings.Cut(string(log), "QEMU gets no user of its own")
+			line, _, _ = strings.Cut(line, "\n")
+			if said != (c.file != "") || said && !strings.HasSuffix(line, fmt.Sprintf("file=%q", filepath.Join(dir, c.file))) {
+				h.Errorf("%s: the log says %q, want it to name %q", name, line, c.file)
+			}
+			h.must("delete", "--force", b.id)
+			made.out.wait()
+		}
+	})
+}
+
+// The monitor's children end with it also where no pid namespace of its own sees to that, though QEMU is another user's.
+func TestProcessesDieWithMonitor(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("no-pidns", "exec sleep 1000", func(s *specs.Spec) {
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
+		})
+		c := h.create(b)
+		c.start()
+		h.wantPowers(h.childrenOf(c.pid)["QEMU"], ownID(c.pid), row(rowQEMU, false))
+		h.noErr(syscall.Kill(c.pid, syscall.SIGKILL))
+		h.want("end", c.end().String(), "killed by killed")
+		h.wantNoProcess(b)
+		h.must("delete", b.id)
+		c.out.wait()
+	})
+}
+
+// Attributes that are a kernel's or its root's business are the guest's own, though virtiofsd is not allowed to set such.
+func TestFileAttributes(t *testing.T) {
+	eachVM(t, func(e *env) {
+		dir := e.diskDir()
+		file := filepath.Join(dir, "file")
+		e.noErr(os.WriteFile(file, nil, 0o644))
+		for _, name := range []string{"user.host", "trusted.host", "security.host"} {
+			e.noErr(unix.Setxattr(file, name, []byte("the host's"), 0))
+		}
+		got := e.runOK("--cap-add", "SYS_ADMIN", "-v", dir+":/v", "busybox", "probe", "attrs", "/v/file", "user.a", "trusted.a", "security.a", "security.capability")
+		e.want("attributes in the container", got, "security.a security.capability trusted.a user.a user.host")
+		for name, value := range map[string]string{
+			"user.a": "set inside", "user.virtiofs.trusted.a": "set inside", "user.virtiofs.security.a": "set inside",
+			"user.host": "the host's", "trusted.host": "the host's", "security.host": "the host's",
+		} {
+			buf := make([]byte, 64)
+			n, err := unix.Getxattr(file, name, buf)
+			e.noErr(err)
+			e.want(name+" on the host", string(buf[:n]), value)
+		}
+		_, err := unix.Getxattr(file, "security.capability", nil)
+		e.noErr(err)
+	})
+}
