@@ -54,6 +54,7 @@ var steps = []Step{
 	{Name: "exec", Script: "boxlite exec c2 sh -c 'cat; uname -r; exit 7'", Stdin: "to exec\n"},
 	{Name: "clock", Script: "date +%s; boxlite exec c2 date +%s; date +%s"},
 	{Name: "traces", Script: traces},
+	{Name: "powers", Script: powers},
 	{Name: "delete", Script: "boxlite delete --force c2"},
 	{Name: "create-log", Script: "cat /tmp/c2.log"},
 	{Name: "left", Script: traces},
@@ -61,6 +62,16 @@ var steps = []Step{
 
 // traces lists what a container leaves on its host while it lives: state, cgroup, and that its QEMU really uses KVM.
 const traces = `ls /run/boxlite; find /sys/fs/cgroup -name answer -o -name sleeper; ls -l /proc/[0-9]*/fd | grep -o 'anon_inode:kvm-.*'`
+
+// powers shows what QEMU may do, as docs/architecture.md has it: its /proc, and the nodes of /dev/kvm that it has open.
+const powers = `qemu=$(pidof qemu-system-x86_64)
+echo "monitor=$(sed -n 's/^PPid:.//p' /proc/$qemu/status)"
+grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/$qemu/status | tr '\t' ' '
+echo "root=$(ls -A /proc/$qemu/root/)" "cwd=$(ls -A /proc/$qemu/cwd/)"
+for fd in /proc/$qemu/fd/*; do
+	[ ! -d $fd ] || echo "directory $fd"
+	[ ! -c $fd ] || stat -L -c 'device %t:%T %u:%g %a' $fd
+done`
 
 // answer is what c1 runs. Only a guest of KVM has a kvm-clock, which must win over the TSC (tsc=reliable).
 // It has no KVM of its own to offer.
@@ -109,6 +120,7 @@ func TestNested(t *testing.T) {
 	}
 	want(t, "stdout of exec", exec.Stdout, `^to exec\n\S+-boxlite-lean\n$`)
 	want(t, "traces of c2", ok("traces").Stdout, `(?m)^c2$`, `(?m)^/sys/fs/cgroup/sleeper$`, `(?m)^anon_inode:kvm-vm$`, `(?m)^anon_inode:kvm-vcpu:0$`)
+	wantPowers(t, ok("powers").Stdout)
 	ok("delete")
 	if left := results["left"]; left.Stdout+left.Stderr != "" {
 		t.Errorf("left in the outer VM: %s%s", left.Stdout, left.Stderr)
@@ -148,6 +160,26 @@ func wantClock(t *testing.T, r Result) {
 	}
 	if inside < before || inside > after {
 		t.Errorf("the guest's clock says %d, the host's %d before and %d after", inside, before, after)
+	}
+}
+
+// wantPowers wants what the step says of QEMU to be that it is somebody of its own who can do nothing but use a /dev/kvm of
+// its own.
+func wantPowers(t *testing.T, text string) {
+	t.Helper()
+	var monitor int
+	if _, err := fmt.Sscanf(text, "monitor=%d\n", &monitor); err != nil {
+		t.Fatalf("QEMU's parent: %v in %q", err, text)
+	}
+	id := fmt.Sprint(0x7f000000 + monitor)
+	ids := strings.TrimPrefix(strings.Repeat(" "+id, 4), " ")
+	want(t, "powers of QEMU", text, "(?m)^Uid: "+ids+"$", "(?m)^Gid: "+ids+"$", "(?m)^Groups: *$", "(?m)^NoNewPrivs: 1$", "(?m)^Seccomp: 2$",
+		"(?m)^root= cwd=$", "(?m)^device a:e8 "+id+":"+id+" 600$")
+	for _, set := range []string{"Inh", "Prm", "Eff", "Bnd", "Amb"} {
+		want(t, "powers of QEMU", text, "(?m)^Cap"+set+": 0+$")
+	}
+	if strings.Contains(text, "directory") {
+		t.Errorf("QEMU has a directory open: %s", text)
 	}
 }
 
