@@ -34,6 +34,8 @@ var processPowers = []powers{
 	{"virtiofsd, which waits", "root", "none", "yes", "no", "the share", "none"},
 	{"virtiofsd, which serves", "root", filePowers + " (MKNOD)", "yes", "yes", "the share", "of the share, of its own /proc"},
 	{"keeper", "root", "all", "no", "no", "the host's", "none"},
+	{"monitor", "root", "KILL (NET_ADMIN)", "yes", "yes", "the rootfs", "none"},
+	{"detached exec", "root", "none", "yes", "yes", "the host's", "none"},
 }
 
 const (
@@ -41,6 +43,8 @@ const (
 	rowWaits
 	rowServes
 	rowKeeper
+	rowMonitor
+	rowExec
 )
 
 const filePowers = "CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP"
@@ -48,7 +52,7 @@ const filePowers = "CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP"
 // capabilityBits are those that a row may name.
 var capabilityBits = map[string]int{
 	"CHOWN": unix.CAP_CHOWN, "DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "FOWNER": unix.CAP_FOWNER, "FSETID": unix.CAP_FSETID, "SETGID": unix.CAP_SETGID,
-	"SETUID": unix.CAP_SETUID, "SETFCAP": unix.CAP_SETFCAP, "MKNOD": unix.CAP_MKNOD, "SYS_ADMIN": unix.CAP_SYS_ADMIN,
+	"SETUID": unix.CAP_SETUID, "SETFCAP": unix.CAP_SETFCAP, "MKNOD": unix.CAP_MKNOD, "KILL": unix.CAP_KILL, "NET_ADMIN": unix.CAP_NET_ADMIN,
 }
 
 func TestProcessPowersInTheDocuments(t *testing.T) {
@@ -70,14 +74,14 @@ type ids struct{ root, own int }
 // ownID is what QEMU is to root, started by the process pid.
 func ownID(pid int) ids { return ids{own: 0x7f000000 + pid} }
 
-// row is one of processPowers, without MKNOD or with it.
-func row(i int, nodes bool) powers {
+// row is one of processPowers, without the capability in parentheses or with it.
+func row(i int, with bool) powers {
 	p := processPowers[i]
-	mknod := ""
-	if nodes {
-		mknod = " MKNOD"
+	always, sometimes, _ := strings.Cut(p.capabilities, " (")
+	p.capabilities = always
+	if with {
+		p.capabilities += " " + strings.TrimSuffix(sometimes, ")")
 	}
-	p.capabilities = strings.Replace(p.capabilities, " (MKNOD)", mknod, 1)
 	return p
 }
 
@@ -87,7 +91,7 @@ func (e *env) wantPowers(pid int, who ids, want powers) {
 	got := powers{process: want.process}
 	status := e.processStatus(pid)
 	got.user = who.describe(status)
-	got.capabilities = e.describeCapabilities(status)
+	got.capabilities = e.describeCapabilities(status, want.process != processPowers[rowMonitor].process && want.process != processPowers[rowExec].process)
 	got.noNewPrivs = map[string]string{"0": "no", "1": "yes"}[status["NoNewPrivs"]]
 	got.seccomp = map[string]string{"0": "no", "2": "yes"}[status["Seccomp"]]
 	got.root = e.describeRoot(pid)
@@ -120,7 +124,8 @@ func (who ids) describe(status map[string]string) string {
 	return fmt.Sprintf("user %s, group %s and %q", status["Uid"], status["Gid"], status["Groups"])
 }
 
-func (e *env) describeCapabilities(status map[string]string) string {
+// describeCapabilities looks at the bounding set only where the process may execute programs, which is what that set is for.
+func (e *env) describeCapabilities(status map[string]string, executes bool) string {
 	e.Helper()
 	const empty = "0000000000000000"
 	effective, own := status["CapEff"], e.processStatus(os.Getpid())["CapEff"]
@@ -132,13 +137,13 @@ func (e *env) describeCapabilities(status map[string]string) string {
 	if effective == own && status["CapBnd"] == own {
 		return "all"
 	}
-	if status["CapBnd"] != empty {
+	if status["CapBnd"] != empty && executes {
 		return odd
 	}
 	bits, err := strconv.ParseUint(effective, 16, 64)
 	e.noErr(err)
 	var names []string
-	for _, name := range append(strings.Fields(filePowers), "MKNOD", "SYS_ADMIN") {
+	for _, name := range append(strings.Fields(filePowers), "MKNOD", "KILL", "NET_ADMIN") {
 		if bit := uint64(1) << capabilityBits[name]; bits&bit != 0 {
 			names = append(names, name)
 			bits &^= bit
@@ -157,11 +162,11 @@ func (e *env) describeCapabilities(status map[string]string) string {
 func (e *env) describeRoot(pid int) string {
 	e.Helper()
 	proc := fmt.Sprintf("/proc/%d/", pid)
-	if !e.sameFile(proc+"root/", proc+"cwd/") {
-		return "not where it works"
-	}
 	if e.sameFile(proc+"root/", "/") {
 		return "the host's"
+	}
+	if !e.sameFile(proc+"root/", proc+"cwd/") {
+		return "not where it works"
 	}
 	entries, err := os.ReadDir(proc + "root/")
 	e.noErr(err)
@@ -174,6 +179,9 @@ func (e *env) describeRoot(pid int) string {
 		return "empty"
 	case "rootfs", "mounts rootfs":
 		return "the share"
+	}
+	if slices.Contains(names, "bin") && slices.Contains(names, "proc") {
+		return "the rootfs"
 	}
 	return fmt.Sprintf("of %q", names)
 }
@@ -328,6 +336,7 @@ func TestProcessPowers(t *testing.T) {
 			for name, edit := range map[string]func(*specs.Spec){"plain": nil, "mknod": withMknod} {
 				b := h.bundle(fmt.Sprintf("powers-%s-%d", name, i), "mknod /node c 1 3 && echo made; mknod /pipe p; ls /pipe; exec sleep 1000", edit)
 				c := h.create(b)
+				h.wantPowers(c.pid, ownID(c.pid), row(rowMonitor, true))
 				h.wantPartsPowers(c.pid, ownID(c.pid), row(rowQEMU, false), row(rowServes, edit != nil))
 				c.start()
 				h.expect(c.out, "/pipe\n")
@@ -336,6 +345,36 @@ func TestProcessPowers(t *testing.T) {
 				h.want("output with "+name, c.out.wait(), map[string]string{"plain": "/pipe\n", "mknod": "made\n/pipe\n"}[name])
 			}
 		}
+	})
+}
+
+// With the host's network a monitor has nothing to do with networks.
+func TestProcessPowersHostNetwork(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("powers-host-network", "exec sleep 1000", func(s *specs.Spec) {
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.NetworkNamespace })
+		})
+		c := h.create(b)
+		h.wantPowers(c.pid, ownID(c.pid), row(rowMonitor, false))
+		h.must("delete", "--force", b.id)
+		c.out.wait()
+	})
+}
+
+// An exec that nobody waits for has a process of boxlite's that stands for it.
+func TestProcessPowersDetachedExec(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("powers-exec", "exec sleep 1000", nil)
+		c := h.create(b)
+		c.start()
+		pidFile := filepath.Join(h.diskDir(), "pid")
+		x := startReaper(h.T, reaperJob{Args: h.argv("exec", "--detach", "--pid-file", pidFile, b.id, "sleep", "1000"), Env: h.vars, Dir: "/"}, [3]*os.File{})
+		h.want("exec", x.wait(0).String(), "exit code 0")
+		h.wantPowers(h.readPid(pidFile), ownID(c.pid), row(rowExec, false))
+		h.must("delete", "--force", b.id)
+		c.out.wait()
 	})
 }
 
@@ -350,6 +389,7 @@ func TestProcessPowersInUserNamespace(t *testing.T) {
 		})
 		h.noErr(sh(fmt.Sprintf("chmod o+x %s %s && chown -R 100000:100000 %s", workDir, b.dir, b.rootfs(""))))
 		c := h.create(b)
+		h.wantPowers(c.pid, ownID(c.pid), row(rowMonitor, true))
 		h.wantPartsPowers(c.pid, ownID(c.pid), row(rowQEMU, false), row(rowServes, false))
 		h.must("delete", "--force", b.id)
 		c.out.wait()
@@ -375,6 +415,7 @@ func TestProcessPowersStandby(t *testing.T) {
 		}
 		h.wantPowers(keeper, ownID(keeper), row(rowKeeper, false))
 		h.wantPowers(qemu, ownID(keeper), row(rowQEMU, false))
+		h.wantPowers(c.pid, ownID(c.pid), row(rowMonitor, true))
 		h.wantPartsPowers(c.pid, ownID(c.pid), row(rowQEMU, false), row(rowServes, true))
 		h.must("delete", "--force", b.id)
 		h.endStandby(service)
@@ -398,6 +439,7 @@ func TestProcessPowersRootless(t *testing.T) {
 			monitor := u.pidOf(id)
 			qemu := row(rowQEMU, false)
 			qemu.user = "root"
+			u.wantPowers(monitor, ids{root: userID, own: -1}, row(rowMonitor, false))
 			u.wantPartsPowers(monitor, ids{root: userID, own: -1}, qemu, row(rowServes, false))
 			u.must("kill", id, "KILL")
 			u.want("exit code", itoa(run.end()), "137")
@@ -430,6 +472,7 @@ func TestProcessPowersPodman(t *testing.T) {
 				if user {
 					who = ids{root: userID, own: 200000 + 65536 - 1}
 				}
+				e.wantPowers(monitor, who, row(rowMonitor, true))
 				e.wantPartsPowers(monitor, who, row(rowQEMU, false), row(rowServes, false))
 			})
 		}

@@ -188,6 +188,12 @@ func pretendedFacts(spec *specs.Spec, rootless bool) *HostFacts {
 	return host
 }
 
+// topDirectory is the first element of a path.
+func topDirectory(path string) string {
+	first, _, _ := strings.Cut(strings.TrimPrefix(filepath.Clean(path), "/"), "/")
+	return "/" + first
+}
+
 // checkShape is about the VM.
 func checkShape(t *testing.T, spec *specs.Spec, host *HostFacts, plan *Plan) {
 	s := plan.Shape

@@ -196,15 +196,15 @@ func sharesPath(mounts []specs.Mount, file string) bool {
 	nearest, shared := "", true
 	for _, m := range mounts {
 		dest := path.Join("/", m.Destination)
-		if within(file, dest) && len(dest) >= len(nearest) { // a later mount covers an earlier one
+		if below(file, dest) && len(dest) >= len(nearest) { // a later mount covers an earlier one
 			nearest, shared = dest, isBind(&m)
 		}
 	}
 	return shared
 }
 
-// within says whether a path is dir or below it; both are clean.
-func within(file, dir string) bool {
+// below says whether a path is dir or below it; both are clean.
+func below(file, dir string) bool {
 	return file == dir || strings.HasPrefix(file, strings.TrimSuffix(dir, "/")+"/")
 }
 
