@@ -35,7 +35,7 @@ var processPowers = []powers{
 	{"virtiofsd, which serves", "root", filePowers + " (MKNOD)", "yes", "yes", "the share", "of the share, of its own /proc"},
 	{"keeper", "root", "all", "no", "no", "the host's", "none"},
 	{"monitor", "root", "KILL (NET_ADMIN)", "yes", "yes", "the rootfs", "none"},
-	{"detached exec", "root", "none", "yes", "yes", "the host's", "none"},
+	{"detached exec", "root", "none", "yes", "yes", "the rootfs", "none"},
 }
 
 const (

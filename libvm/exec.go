@@ -165,6 +165,11 @@ func RunExec(sync *net.UnixConn, log *slog.Logger) int {
 	signals := catchSignals()
 	loadTimeZone()
 	x, err := beginExec(sync)
+	if err == nil {
+		if err = partErrorOrNil("give up privileges", lockdown.Enter()); err != nil {
+			err = errors.Join(err, x.conn.Close()) // which ends the guest's process
+		}
+	}
 	if err != nil {
 		_ = guestproto.WriteFrame(sync, monitorEvent{Event: eventFailed, Error: toControlError(err)}) // the caller may have gone
 		return 255
@@ -175,9 +180,6 @@ func RunExec(sync *net.UnixConn, log *slog.Logger) int {
 		return 255 // nobody knows of the process: closing the connection ends it
 	}
 	_ = sync.Close()
-	if err := lockdown.Enter(); err != nil {
-		log.Warn("the exec's process keeps its privileges", "error", quiet(err.Error()))
-	}
 	status, err := x.wait(signals)
 	if err != nil {
 		log.Debug("exec process", "error", err)
