@@ -41,7 +41,7 @@ QEMU no container takes its VMs until it is started anew.`,
 		ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 		defer stop()
 		shape := libvm.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")}
-		err = rt.Standby(ctx, shape, exampleSpec(), c.Int("vms"), func(key string) { fmt.Fprintln(c.App.Writer, key, "ready") })
+		err = rt.Factory().Standby(ctx, shape, exampleSpec(), c.Int("vms"), func(key string) { fmt.Fprintln(c.App.Writer, key, "ready") })
 		if err != nil {
 			return fmt.Errorf("boxlite: standby: %w", err)
 		}

@@ -45,7 +45,7 @@ var templateCreateCommand = &cli.Command{
 			kinds = []kernels.Kernel{kernel}
 		}
 		for _, kernel := range kinds {
-			key, err := rt.CreateTemplate(libvm.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")})
+			key, err := rt.Factory().CreateTemplate(libvm.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")})
 			if err != nil {
 				return fmt.Errorf("boxlite: template create: %w", err)
 			}

@@ -121,7 +121,7 @@ func startBare(c commands, share string, watch io.Writer) (b *bare, err error) {
 	files := []*os.File{client}
 	var conns []*net.UnixConn
 	for range 3 {
-		conn, theirs, err := qmp.Socketpair()
+		conn, theirs, err := fdpass.Socketpair()
 		if err != nil {
 			return b, err
 		}

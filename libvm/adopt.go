@@ -60,7 +60,7 @@ func (s *vmStarter) take(dir *os.File, name string) (_ *vmm, _ *handover, err er
 	defer func() {
 		if err != nil {
 			_ = keeper.Close() // ends QEMU
-			v.kill()
+			v.close()
 		}
 	}()
 	if err := errors.Join(checkPeer(keeper), keeper.SetDeadline(time.Now().Add(takeTimeout))); err != nil {
@@ -89,8 +89,7 @@ func (s *vmStarter) take(dir *os.File, name string) (_ *vmm, _ *handover, err er
 		}
 		conns[i] = conn.(*net.UnixConn)
 	}
-	v.control, v.console, v.qemu = conns[0], newGuestConsole(conns[2]), adoptedQEMU(keeper, s.log)
-	go v.console.copy(s.files.console)
+	v.control, v.console, v.qemu = conns[0], readConsole(conns[2], s.files.console), adoptedQEMU(keeper, s.log)
 	if v.virtiofsd, err = startVirtiofsd(s.parts.Virtiofsd, s.files, s.log, files[3]); err != nil {
 		return nil, nil, err
 	}

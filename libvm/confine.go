@@ -55,7 +55,7 @@ func (c *cell) enter(attr *syscall.SysProcAttr) (*os.File, error) {
 	if err != nil {
 		return nil, partError("make the VM's memory", err)
 	}
-	err = partErrorOrNil("size the VM's memory", memory.Truncate(int64(c.memoryMiB)<<20))
+	err = partError("size the VM's memory", memory.Truncate(int64(c.memoryMiB)<<20))
 	if err == nil {
 		err = enterRoot(c.dir)
 	}
@@ -96,7 +96,7 @@ func (c *cell) furnish(places []string) error {
 			return err
 		}
 	}
-	return partErrorOrNil("QEMU's root", os.Mkdir(filepath.Join(c.dir, emptyPath), 0o755))
+	return partError("QEMU's root", os.Mkdir(filepath.Join(c.dir, emptyPath), 0o755))
 }
 
 // provideKVM makes a node of QEMU's own, or shows the host's where none can be
@@ -191,7 +191,7 @@ func enterRoot(dir string) error {
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return partError("unmount the old root", err)
 	}
-	return partErrorOrNil("chdir", unix.Chdir("/"))
+	return partError("chdir", unix.Chdir("/"))
 }
 
 // programPlaces are the directories that a program may need beside the system's:
@@ -246,7 +246,7 @@ func mirror(root, path string, attributes uint64) error {
 		if err != nil {
 			return partError("read link "+path, err)
 		}
-		return partErrorOrNil("QEMU's root", os.Symlink(link, target))
+		return partError("QEMU's root", os.Symlink(link, target))
 	}
 	if err := makeMountPoint(target, !st.IsDir()); err != nil {
 		return partError("QEMU's root", err)
@@ -255,12 +255,5 @@ func mirror(root, path string, attributes uint64) error {
 		return partError(fmt.Sprintf("bind %s into QEMU's root", path), err)
 	}
 	attr := unix.MountAttr{Attr_set: attributes}
-	return partErrorOrNil("protect "+path, unix.MountSetattr(unix.AT_FDCWD, target, unix.AT_RECURSIVE, &attr))
-}
-
-func partErrorOrNil(what string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return partError(what, err)
+	return partError("protect "+path, unix.MountSetattr(unix.AT_FDCWD, target, unix.AT_RECURSIVE, &attr))
 }

@@ -3,7 +3,6 @@ package libvm
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 
 	"github.com/containerd/console"
@@ -42,8 +41,8 @@ func openConsole(socketPath string, size *specs.Box) (slave *os.File, err error)
 	if _, err := term.MakeRaw(fd); err != nil {
 		return nil, errors.Join(fmt.Errorf("console: set raw mode: %w", err), slave.Close())
 	}
-	if err := sendDescriptor("console socket", socketPath, name, master.Fd()); err != nil {
-		return nil, errors.Join(err, slave.Close())
+	if err := sendNamed(socketPath, name, master.Fd()); err != nil {
+		return nil, errors.Join(fmt.Errorf("console socket: %w", err), slave.Close())
 	}
 	return slave, nil
 }
@@ -58,20 +57,6 @@ func letGoOfStdio() error {
 		if err := unix.Dup3(null, fd, 0); err != nil {
 			return partError("dup3", err)
 		}
-	}
-	return nil
-}
-
-// sendDescriptor sends fd as docs/terminals.md of runc describes: one message,
-// a name with the descriptor beside it, no answer expected.
-func sendDescriptor(what, socketPath, name string, fd uintptr) error {
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socketPath, Net: "unix"})
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	_, _, err = conn.WriteMsgUnix([]byte(name), unix.UnixRights(int(fd)), nil)
-	if err := errors.Join(err, conn.Close()); err != nil {
-		return fmt.Errorf("%s %s: %w", what, socketPath, err)
 	}
 	return nil
 }
@@ -117,5 +102,8 @@ func sendPidfd(pid int, socketPath string) error {
 		return fmt.Errorf("pidfd_open %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
-	return sendDescriptor("pidfd socket", socketPath, "pidfd", uintptr(fd))
+	if err := sendNamed(socketPath, "pidfd", uintptr(fd)); err != nil {
+		return fmt.Errorf("pidfd socket: %w", err)
+	}
+	return nil
 }

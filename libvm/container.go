@@ -342,3 +342,27 @@ func commandError(err error) error {
 	}
 	return err
 }
+
+// standIns are those of a cgroup's processes that stand for a container's: the
+// monitor and each exec's. The others are below the monitor, or QEMU's keeper and
+// below that; keeper is zero if there is none.
+func standIns(pids []int, monitor, keeper int) []int {
+	parents := map[int]int{}
+	for _, pid := range pids {
+		if st, err := statProcess(pid); err == nil {
+			parents[pid] = st.parent
+		}
+	}
+	var found []int
+	for _, pid := range pids {
+		above, alive := parents[pid]
+		known := alive
+		for known && above != monitor && above != keeper {
+			above, known = parents[above]
+		}
+		if alive && !known && pid != keeper {
+			found = append(found, pid)
+		}
+	}
+	return found
+}

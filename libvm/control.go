@@ -6,8 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -135,26 +133,6 @@ type sentinelError struct {
 func (e sentinelError) Error() string { return e.text }
 func (e sentinelError) Unwrap() error { return e.sentinel }
 
-// listenIn makes a socket in a directory, for its owner alone. The path goes
-// through the open directory, because a socket's own path may be at most 107 bytes
-// long and docker's state roots leave no room for a name. Somebody else removes it.
-func listenIn(dir *os.File, name string) (*net.UnixListener, error) {
-	path := viaFD(dir, name)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("socket %s: %w", name, err)
-	}
-	l.SetUnlinkOnClose(false) // the path means nothing any more once the root has changed
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
-func viaFD(dir *os.File, name string) string {
-	return filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), name)
-}
-
 // dialControl connects to the monitor of the container whose state lies in dir
 // and makes the request; stdio is passed along. The connection is open if and
 // only if the error is nil.
@@ -222,44 +200,6 @@ func receiveRequest(conn *net.UnixConn) (req controlRequest, files []*os.File, e
 		err = guestproto.ReadFrame(conn, guestproto.MaxRequest, &req)
 	}
 	return req, files, err
-}
-
-// mostFiles is how many descriptors one message carries at most.
-const mostFiles = 4
-
-// sendFiles passes descriptors along with one byte, which says how many there are.
-func sendFiles(conn *net.UnixConn, files ...*os.File) error {
-	var fds []int
-	for _, f := range files {
-		fds = append(fds, int(f.Fd()))
-	}
-	_, _, err := conn.WriteMsgUnix([]byte{byte(len(fds))}, unix.UnixRights(fds...), nil)
-	return err
-}
-
-// receiveFiles is the other side of sendFiles. The caller owns the files, also
-// when there is an error.
-func receiveFiles(conn *net.UnixConn) (files []*os.File, err error) {
-	oob := make([]byte, unix.CmsgSpace(4*mostFiles))
-	n, oobn, _, _, err := conn.ReadMsgUnix(make([]byte, 1), oob)
-	if err != nil || n != 1 {
-		return nil, errors.Join(err, io.ErrUnexpectedEOF)
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range msgs {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return files, err
-		}
-		for _, fd := range fds {
-			unix.CloseOnExec(fd)
-			files = append(files, os.NewFile(uintptr(fd), "received"))
-		}
-	}
-	return files, nil
 }
 
 func (r controlReply) send(conn io.Writer) error { return guestproto.WriteFrame(conn, r) }

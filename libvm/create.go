@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,7 +23,6 @@ import (
 	"boxlite/libvm/accel"
 	"boxlite/libvm/hostcgroup"
 	"boxlite/libvm/parts"
-	"boxlite/libvm/qmp"
 )
 
 // CreateOptions are what a caller of create says beside the id.
@@ -248,14 +248,14 @@ func (b *birth) run() error {
 func (b *birth) startMonitor() error {
 	var theirs *os.File
 	var err error
-	if b.sync, theirs, err = qmp.Socketpair(); err != nil {
+	if b.sync, theirs, err = Socketpair(); err != nil {
 		return partError("socket to the monitor", err)
 	}
 	var shown []string
 	if p := b.c.Spec.Process; p != nil {
 		shown = p.Args
 	}
-	cmd, err := b.c.rt.selfCommand(shown, "monitor", b.c.ID)
+	cmd, err := selfCommand(b.c.rt.SelfArgs, shown, "monitor", b.c.ID)
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
@@ -473,4 +473,17 @@ func (b *birth) undo() error {
 		_ = b.monitor.Wait() // how it ended is known from what brought us here
 	}
 	return b.c.remove()
+}
+
+// awaitTurn is for a VM that is emulated. What keeps it from its turn is no error:
+// the VM starts all the same.
+func (r *Runtime) awaitTurn() (release func()) {
+	defer r.Trace.Begin("create: wait for a turn")()
+	release, err := takeTurn(r.TurnFile, runtime.NumCPU(), turnPatience)
+	if err != nil {
+		r.Log.Debug("started out of turn", "because", err)
+		return func() {}
+	}
+	time.AfterFunc(turnLimit, release)
+	return release
 }

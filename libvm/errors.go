@@ -27,4 +27,4 @@ var ErrProtocol = controlport.ErrViolation
 
 // ErrVMLost is what a request gets when the VM or its monitor has gone while
 // the request was under way.
-var ErrVMLost = errors.New("the virtual machine has ended")
+var ErrVMLost = errLost

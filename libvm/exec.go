@@ -89,7 +89,7 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "exec process"), os.NewFile(uintptr(pair[1]), "exec")
 	defer ours.Close()
-	cmd, err := c.rt.selfCommand(opts.Process.Args, "exec-process", c.ID)
+	cmd, err := selfCommand(c.rt.SelfArgs, opts.Process.Args, "exec-process", c.ID)
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
@@ -166,7 +166,7 @@ func RunExec(sync *net.UnixConn, log *slog.Logger) int {
 	loadTimeZone()
 	x, err := beginExec(sync)
 	if err == nil {
-		if err = partErrorOrNil("give up privileges", lockdown.Enter()); err != nil {
+		if err = partError("give up privileges", lockdown.Enter()); err != nil {
 			err = errors.Join(err, x.conn.Close()) // which ends the guest's process
 		}
 	}

@@ -77,26 +77,11 @@ func (fg *Foreground) Attach(ctr *Container, tty, out *os.File) error {
 }
 
 func (fg *Foreground) receiveMaster() error {
-	conn, err := fg.listener.AcceptUnix()
+	master, err := receiveNamed(fg.listener)
 	if err != nil {
 		return fmt.Errorf("console socket: %w", err)
 	}
-	defer conn.Close()
-	oob := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 4096), oob)
-	if err != nil {
-		return fmt.Errorf("console socket: %w", err)
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(msgs) != 1 {
-		return errors.New("console socket: no descriptor received")
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil {
-		return fmt.Errorf("console socket: %w", err)
-	}
-	unix.CloseOnExec(fds[0])
-	fg.master, err = console.ConsoleFromFile(os.NewFile(uintptr(fds[0]), "console"))
+	fg.master, err = console.ConsoleFromFile(master)
 	return err
 }
 

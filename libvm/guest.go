@@ -145,9 +145,6 @@ func (c *call) abandon() {
 	}
 }
 
-// errNoAnswer is matched by the error for a guest that lives and does not answer.
-var errNoAnswer = errors.New("no answer")
-
 // exchange sends a request and reads its reply.
 func (g *guest) exchange(op guestproto.Op, body, reply any, deadline time.Time, sent *atomic.Bool) (*yamux.Stream, error) {
 	stream, err := g.session.OpenStream()

@@ -15,23 +15,33 @@ const consoleLimit = 256 << 10
 
 // guestConsole is the host's end of the guest's console.
 type guestConsole struct {
-	conn *net.UnixConn
+	conn   *net.UnixConn
+	copied chan struct{} // closed when nothing is read any more
 
 	asked  atomic.Bool
 	answer tailBuffer    // what the guest has written since
 	more   chan struct{} // a message when there is more of it
 }
 
-func newGuestConsole(conn *net.UnixConn) *guestConsole {
-	return &guestConsole{conn: conn, answer: tailBuffer{limit: mostAnswer}, more: make(chan struct{}, 1)}
+// readConsole keeps the first consoleLimit bytes in w and goes on reading until the
+// VM ends, so that the guest never waits for it. The caller closes the console.
+func readConsole(conn *net.UnixConn, w io.Writer) *guestConsole {
+	c := &guestConsole{conn: conn, copied: make(chan struct{}), answer: tailBuffer{limit: mostAnswer}, more: make(chan struct{}, 1)}
+	go c.copy(w)
+	return c
 }
 
-// copy keeps the first consoleLimit bytes in w and goes on reading until the VM
-// ends, so that the guest never waits for it.
 func (c *guestConsole) copy(w io.Writer) {
+	defer close(c.copied)
 	_, _ = io.CopyN(io.MultiWriter(c, w), c.conn, consoleLimit) // the console is a help for the reader; the VM lives without it
 	_, _ = io.Copy(c, c.conn)
 	_ = c.conn.Close()
+}
+
+// close returns when nothing is copied any more.
+func (c *guestConsole) close() {
+	_ = c.conn.Close() // it may be closed already
+	<-c.copied
 }
 
 // Write takes what the guest has written.

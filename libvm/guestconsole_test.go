@@ -6,8 +6,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-
-	"boxlite/libvm/qmp"
 )
 
 // testdata/tasks.txt is from a guest whose virtiofsd did not answer FUSE_INIT.
@@ -33,15 +31,15 @@ func TestStuckTasks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	host, guest, err := qmp.Socketpair()
+	host, guest, err := Socketpair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer guest.Close()
-	c := newGuestConsole(host)
 	log, logged := io.Pipe()
+	c := readConsole(host, logged)
 	go func() {
-		c.copy(logged)
+		<-c.copied
 		_ = logged.Close()
 	}()
 	const before = endOfTasks + "\n"

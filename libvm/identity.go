@@ -3,8 +3,8 @@ package libvm
 import (
 	"fmt"
 	"os"
-	"syscall"
 
+	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,11 +28,11 @@ func qemuIdentity() (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	uids, err := idMap("uid")
+	uids, err := user.CurrentProcessUIDMap()
 	if err != nil {
 		return nil, err
 	}
-	gids, err := idMap("gid")
+	gids, err := user.CurrentProcessGIDMap()
 	if err != nil {
 		return nil, err
 	}
@@ -47,16 +47,16 @@ func qemuIdentity() (*identity, error) {
 // namespace has; zero if it has none. Where none is as high as firstQEMU it is the
 // last one: not root's, who is the user outside, nor one that files of an image
 // have. VMs of a user then share it, which gives none of them more than root had.
-func pickID(pid int, mapped []syscall.SysProcIDMap) int {
-	best := 0
+func pickID(pid int, mapped []user.IDMap) int {
+	own, best := int64(firstQEMU+pid), int64(0)
 	for _, m := range mapped {
-		last := m.ContainerID + m.Size - 1
-		if m.ContainerID <= firstQEMU+pid && firstQEMU+pid <= last {
-			return firstQEMU + pid
+		last := m.ID + m.Count - 1
+		if m.ID <= own && own <= last {
+			return int(own)
 		}
 		best = max(best, last)
 	}
-	return best
+	return int(best)
 }
 
 // maySwitch says whether the process has what it takes to start another one as

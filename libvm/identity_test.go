@@ -1,22 +1,23 @@
 package libvm
 
 import (
-	"syscall"
 	"testing"
+
+	"github.com/moby/sys/user"
 )
 
 func TestPickID(t *testing.T) {
-	type ids = []syscall.SysProcIDMap
+	type ids = []user.IDMap
 	for name, c := range map[string]struct {
 		mapped ids
 		want   int
 	}{
-		"the host's":            {ids{{ContainerID: 0, Size: 4294967295}}, firstQEMU + 77},
-		"a range of its own":    {ids{{ContainerID: 0, Size: 1}, {ContainerID: firstQEMU, Size: 100}}, firstQEMU + 77},
-		"a range that is short": {ids{{ContainerID: 0, Size: 1}, {ContainerID: firstQEMU, Size: 77}}, firstQEMU + 76},
-		"podman's":              {ids{{ContainerID: 0, Size: 1}, {ContainerID: 1, Size: 65536}}, 65536},
-		"in any order":          {ids{{ContainerID: 1000, Size: 10}, {ContainerID: 0, Size: 500}}, 1009},
-		"the user alone":        {ids{{ContainerID: 0, Size: 1}}, 0},
+		"the host's":            {ids{{ID: 0, Count: 4294967295}}, firstQEMU + 77},
+		"a range of its own":    {ids{{ID: 0, Count: 1}, {ID: firstQEMU, Count: 100}}, firstQEMU + 77},
+		"a range that is short": {ids{{ID: 0, Count: 1}, {ID: firstQEMU, Count: 77}}, firstQEMU + 76},
+		"podman's":              {ids{{ID: 0, Count: 1}, {ID: 1, Count: 65536}}, 65536},
+		"in any order":          {ids{{ID: 1000, Count: 10}, {ID: 0, Count: 500}}, 1009},
+		"the user alone":        {ids{{ID: 0, Count: 1}}, 0},
 		"nobody":                {nil, 0},
 	} {
 		if got := pickID(77, c.mapped); got != c.want {

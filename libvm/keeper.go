@@ -12,7 +12,6 @@ import (
 	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/accel"
@@ -24,14 +23,14 @@ import (
 func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
 	tell := func(ev keeperEvent) { _ = guestproto.WriteFrame(sync, ev) } // it may have gone
 	fail := func(err error) int {
-		tell(keeperEvent{Event: eventFailed, Error: quiet(err.Error())})
+		tell(keeperEvent{Event: keeperFailed, Error: quiet(err.Error())})
 		return 1
 	}
 	var cfg keeperConfig
 	if err := guestproto.ReadFrame(sync, guestproto.MaxRequest, &cfg); err != nil {
 		return fail(err)
 	}
-	rt := &Runtime{Parts: cfg.Parts, Accel: cfg.Accel, TemplateDir: cfg.TemplateDir, Log: log}
+	f := &Factory{Parts: cfg.Parts, Accel: cfg.Accel, TemplateDir: cfg.TemplateDir, Log: log}
 	dir := filepath.Join(cfg.TemplateDir, standbyDir)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fail(err)
@@ -40,17 +39,17 @@ func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
 	if err != nil {
 		return fail(err)
 	}
-	v, key, err := rt.startStandby(cfg.Shape, stageOf(dir, self), cfg.Example)
+	v, key, err := f.startStandby(cfg.Shape, stageOf(dir, self), cfg.Example)
 	if err != nil {
 		return fail(err)
 	}
-	defer v.kill()
+	defer v.close()
 	counter, err := openCounter(dir, socketName(key, self))
 	if err != nil {
 		return fail(err)
 	}
 	defer counter.close()
-	tell(keeperEvent{Event: eventReady, Key: key})
+	tell(keeperEvent{Event: keeperReady, Key: key})
 	unwanted := make(chan struct{})
 	go func() {
 		_, _ = io.Copy(io.Discard, sync)
@@ -65,7 +64,7 @@ func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
 		return fail(errors.New("QEMU ended" + v.qemu.lastWords()))
 	}
 	counter.close()
-	tell(keeperEvent{Event: eventTaken})
+	tell(keeperEvent{Event: keeperTaken})
 	_ = sync.Close()
 	if err := v.handOver(monitor, handover{Keeper: self}); err != nil {
 		log.Debug("hand the VM over", "error", err)
@@ -83,19 +82,19 @@ func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
 
 // startStandby starts a VM from a template, has it rehearse and leaves it standing
 // still. The directory stage is its share meanwhile.
-func (r *Runtime) startStandby(shape Shape, stage string, example *specs.Spec) (v *vmm, key string, err error) {
-	starter, err := r.templateStarter(shape)
+func (f *Factory) startStandby(shape Shape, stage string, example *specs.Spec) (v *vmm, key string, err error) {
+	starter, err := f.starter(shape)
 	if err != nil {
 		return nil, "", err
 	}
 	if starter.cfg.accel == accel.TCG {
-		disableHugePages(r.Log)
+		disableHugePages(f.Log)
 	}
 	id, err := starter.identity()
 	if err != nil {
 		return nil, "", err
 	}
-	store, err := template.Open(r.TemplateDir, false)
+	store, err := template.Open(f.TemplateDir, false)
 	if err != nil {
 		return nil, "", err
 	}
@@ -110,13 +109,13 @@ func (r *Runtime) startStandby(shape Shape, stage string, example *specs.Spec) (
 		return nil, "", err
 	}
 	starter.cfg.standby, starter.files.share, starter.files.nodes = true, stage, makesNodes(example)
-	v, err = startVMM(starter.parts, starter.cfg, starter.files, t, nil, r.Log)
+	v, err = startVMM(starter.parts, starter.cfg, starter.files, t, nil, f.Log)
 	if err != nil {
 		return nil, "", err
 	}
 	v.letGoOfMemory()
 	if err := v.rehearse(stage, example); err != nil {
-		v.kill()
+		v.close()
 		return nil, "", fmt.Errorf("%w (guest console: %q)", err, starter.files.console)
 	}
 	return v, t.Key, nil
@@ -193,22 +192,4 @@ func (c *counter) close() {
 	_ = os.Remove(viaFD(c.dir, c.name))
 	_ = c.listener.Close()
 	_ = c.dir.Close()
-}
-
-// checkPeer refuses another user's process.
-func checkPeer(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var peer *unix.Ucred
-	var peerErr error
-	err = raw.Control(func(fd uintptr) { peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err := errors.Join(err, peerErr); err != nil {
-		return err
-	}
-	if int(peer.Uid) != os.Geteuid() {
-		return fmt.Errorf("it belongs to uid %d", peer.Uid)
-	}
-	return nil
 }

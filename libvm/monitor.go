@@ -108,8 +108,6 @@ type monitor struct {
 	answering gate // before the control requests, those of exec apart
 	paused    pauseState
 	oom       oomCount
-
-	grownMiB int // memory that growMemory has plugged in
 }
 
 // RunMonitor is the life of the monitor process, which create starts in the
@@ -186,7 +184,7 @@ func (m *monitor) waitInit() int {
 		m.mu.Lock()
 		failed := m.failed
 		m.mu.Unlock()
-		m.log.Warn("the VM has ended under the container", "because", failed, "qemu", m.vmm.qemu.lastWords(), "virtiofsd", m.vmm.virtiofsd.lastWords())
+		m.log.Warn("the VM has ended under the container", "because", failed, "processes", m.vmm.lastWords())
 		m.vmm.kill() // a guest without its files goes on for as long as nobody ends it, and keeps the streams open
 	}
 	if m.relay != nil {
@@ -206,7 +204,7 @@ func (m *monitor) waitInit() int {
 // stop ends the VM. What the container wrote is in the host's files by then.
 func (m *monitor) stop() {
 	if m.vmm != nil {
-		m.vmm.kill()
+		m.vmm.close()
 	}
 	if m.net != nil {
 		m.net.detach()
@@ -335,7 +333,7 @@ func (m *monitor) start(steps *trace.Recorder) error {
 		return ErrRunning
 	}
 	plugged := steps.Begin("look at the network again")
-	wanted, err := m.net.plug(m.vmm.qmp, m.guest)
+	wanted, err := m.net.plug(m.vmm, m.guest)
 	plugged()
 	if err != nil {
 		return err

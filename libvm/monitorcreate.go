@@ -67,7 +67,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	}
 	files := vmmFiles{share: share, nodes: cfg.Plan.Nodes, root: filepath.Join(cfg.StateDir, rootDir), console: console}
 	if s := cfg.Plan.Scratch; s != nil {
-		if files.scratch, err = s.file(); err != nil {
+		if files.scratch, err = makeScratch(s); err != nil {
 			return err
 		}
 	}
@@ -139,7 +139,6 @@ func (m *monitor) startVM(files vmmFiles) (err error) {
 		m.log.Debug("booting", "because", m.origin.reason)
 	}
 	m.lost = m.vmm.lost()
-	m.vmm.letGoOfMemory() // QEMU and virtiofsd have it
 	plugged := m.steps.Begin("plug the share in")
 	err = m.vmm.plugShare()
 	plugged()
@@ -219,11 +218,11 @@ func (m *monitor) shareHostname() error {
 		if !m.cfg.OwnUTS {
 			return nil
 		}
-		return partErrorOrNil("set the host name", unix.Sethostname([]byte(guest.Hostname)))
+		return partError("set the host name", unix.Sethostname([]byte(guest.Hostname)))
 	}
 	name, err := os.Hostname()
 	guest.Hostname = name
-	return partErrorOrNil("read the host name", err)
+	return partError("read the host name", err)
 }
 
 // openStdio decides what the container init's stdio is on the host.
@@ -318,7 +317,7 @@ func (m *monitor) setUpNetwork() <-chan error {
 	setUp := m.steps.Begin("set up the network")
 	go func() {
 		defer setUp()
-		wanted, err := m.net.plug(m.vmm.qmp, m.guest)
+		wanted, err := m.net.plug(m.vmm, m.guest)
 		if err == nil && m.net.news(wanted) != nil {
 			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, within(requestTimeout)); err == nil {
 				m.net.told = wanted
@@ -371,9 +370,9 @@ func (m *monitor) bootError(err error) error {
 	}
 	said := ""
 	if m.vmm != nil {
-		said = m.vmm.qemu.lastWords() + m.vmm.virtiofsd.lastWords()
+		said = m.vmm.lastWords()
 		if !errors.Is(err, ErrVMLost) {
-			said += m.vmm.console.stuckTasks()
+			said += m.vmm.stuckTasks()
 		}
 	}
 	return fmt.Errorf("start the VM (%s): %w%s%s", m.cfg.Accel, err, hint, said)

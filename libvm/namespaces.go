@@ -7,9 +7,9 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 
+	"github.com/moby/sys/user"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -160,35 +160,24 @@ func joinsNetwork(spec *specs.Spec) bool {
 // the files that virtiofsd serves keep theirs, as the guest does the mapping. What
 // the monitor and its children lose is power over the host's kernel.
 func mapIdentity(attr *syscall.SysProcAttr) error {
-	var err error
-	if attr.UidMappings, err = idMap("uid"); err != nil {
+	uids, err := user.CurrentProcessUIDMap()
+	if err != nil {
 		return err
 	}
-	if attr.GidMappings, err = idMap("gid"); err != nil {
+	gids, err := user.CurrentProcessGIDMap()
+	if err != nil {
 		return err
 	}
+	attr.UidMappings, attr.GidMappings = toThemselves(uids), toThemselves(gids)
 	attr.GidMappingsEnableSetgroups = true
 	return nil
 }
 
-// idMap reads which ids the calling process's user namespace has, as a mapping to
-// themselves; kind is uid or gid.
-func idMap(kind string) (mappings []syscall.SysProcIDMap, err error) {
-	file := "/proc/self/" + kind + "_map"
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
+func toThemselves(ids []user.IDMap) (mappings []syscall.SysProcIDMap) {
+	for _, m := range ids {
+		mappings = append(mappings, syscall.SysProcIDMap{ContainerID: int(m.ID), HostID: int(m.ID), Size: int(m.Count)})
 	}
-	for line := range strings.Lines(string(text)) {
-		var m syscall.SysProcIDMap
-		var outside int
-		if _, err := fmt.Sscan(line, &m.ContainerID, &outside, &m.Size); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		m.HostID = m.ContainerID
-		mappings = append(mappings, m)
-	}
-	return mappings, nil
+	return mappings
 }
 
 // startIn starts cmd in fresh namespaces (clone flags) and in those to join. The

@@ -17,7 +17,6 @@ import (
 
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/hostnet"
-	"boxlite/libvm/qmp"
 	"boxlite/libvm/rootfs"
 )
 
@@ -47,19 +46,9 @@ type network struct {
 	sandbox string
 }
 
-// QEMU's user-mode network, for a container that asked for the host's network:
-// a VM cannot have the host's interfaces, but it can reach what they reach. The
-// addresses are QEMU's defaults (qemu(1), -netdev user).
-const hostNetworkMAC = "52:54:00:12:34:56"
-
-var hostNetwork = guestproto.Network{
-	Interfaces: []guestproto.Interface{{Name: "eth0", MAC: hostNetworkMAC, MTU: 1500, Addresses: []string{"10.0.2.15/24"}}},
-	Routes:     []guestproto.Route{{Interface: "eth0", Gateway: "10.0.2.2", Family: 4}},
-}
-
 // openNetwork must be called before the monitor leaves the host's file systems.
 func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
-	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: []int{networkPort, lateNICPort}, told: &guestproto.Network{}}
+	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: []int{createPort, startPort}, told: &guestproto.Network{}}
 	if n.host {
 		return n, nil
 	}
@@ -114,9 +103,9 @@ func (n *network) parameters(linux *specs.Linux) {
 // the VM does not, and returns what the guest shall make of all of them. It is for
 // create, where callers that set networks up beforehand or in a hook have done so,
 // and once more for start, until which others do.
-func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
+func (n *network) plug(v *vmm, g *guest) (*guestproto.Network, error) {
 	if n.host {
-		return &hostNetwork, n.plugHostNetwork(q)
+		return &userNetwork, n.plugHostNetwork(v)
 	}
 	wanted, err := hostnet.Scan(nil)
 	if err != nil {
@@ -140,7 +129,7 @@ func (n *network) plug(q *qmp.Client, g *guest) (*guestproto.Network, error) {
 		n.ports = n.ports[1:]
 		// The guest looks at the device when function 0 arrives: that comes last.
 		for i, iface := range slices.Backward(more) {
-			if err := n.plugOne(q, port, i, iface, wanted.DNSRelay); err != nil {
+			if err := n.plugOne(v, port, i, iface, wanted.DNSRelay); err != nil {
 				return nil, fmt.Errorf("interface %s: %w", iface.Name, err)
 			}
 		}
@@ -174,7 +163,7 @@ func (n *network) news(wanted *guestproto.Network) *guestproto.Network {
 // function of the device in the root port. It adds to local what the guest needs
 // for clients in the namespace itself, which only programs of an ordinary user
 // are: the port forwarder of rootless podman.
-func (n *network) plugOne(q *qmp.Client, port, i int, iface guestproto.Interface, hostResolver bool) error {
+func (n *network) plugOne(v *vmm, port, i int, iface guestproto.Interface, hostResolver bool) error {
 	tun, err := n.tun()
 	if err != nil {
 		return err
@@ -190,63 +179,19 @@ func (n *network) plugOne(q *qmp.Client, port, i int, iface guestproto.Interface
 		n.local.Routes = append([]guestproto.Route{*tap.Route}, n.local.Routes...)
 		n.local.Neighbours = append(n.local.Neighbours, *tap.Neighbour)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-	defer cancel()
-	name := fmt.Sprintf("net%d", len(n.links)-1)
-	if err := q.ExecuteWithFile(ctx, "getfd", map[string]any{"fdname": name}, nil, tap.File); err != nil {
-		return err
-	}
-	if err := tap.File.Close(); err != nil { // QEMU has its own now
-		return err
-	}
-	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "tap", "id": name, "fd": name}, nil); err != nil {
-		return err
-	}
-	device := nic(name, port, i, iface.MAC)
-	if iface.MTU >= minHostMTU {
-		device["host_mtu"] = iface.MTU
-	}
-	return q.Execute(ctx, "device_add", device, nil)
+	err = v.plugTap(nic{name: fmt.Sprintf("net%d", len(n.links)-1), port: port, function: i, mac: iface.MAC, mtu: iface.MTU}, tap.File)
+	return errors.Join(err, tap.File.Close()) // QEMU has its own
 }
 
 // plugHostNetwork gives the VM QEMU's user-mode NIC, unless an earlier start has.
-func (n *network) plugHostNetwork(q *qmp.Client) error {
+func (n *network) plugHostNetwork(v *vmm) error {
 	if n.nic {
 		return nil
 	}
-	err := plugUserNIC(q)
+	err := v.plugUserNIC()
 	n.nic = err == nil
 	return err
 }
-
-// userNetdev is the netdev of QEMU's user-mode network.
-const userNetdev = "host0"
-
-// plugUserNIC gives the VM a NIC for hostNetwork.
-func plugUserNIC(q *qmp.Client) error {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-	defer cancel()
-	if err := q.Execute(ctx, "netdev_add", map[string]any{"type": "user", "id": userNetdev}, nil); err != nil {
-		return err
-	}
-	return q.Execute(ctx, "device_add", nic(userNetdev, networkPort, 0, hostNetworkMAC), nil)
-}
-
-// nic describes the NIC of a netdev as the i-th function of the device in the root
-// port.
-func nic(netdev string, port, i int, mac string) map[string]any {
-	return map[string]any{
-		"driver": "virtio-net-pci", "id": nicID(netdev), "netdev": netdev, "bus": portID(port),
-		"addr": fmt.Sprintf("0.%d", i), "multifunction": true, "mac": mac, "disable-legacy": "on", "romfile": "",
-	}
-}
-
-// nicID is the device of a netdev.
-func nicID(netdev string) string { return "nic" + netdev }
-
-// minHostMTU is the least that virtio-net's MTU field may say (virtio 1.1,
-// section 5.1.3).
-const minHostMTU = 68
 
 // detach gives the namespace back as it was. The taps go with QEMU.
 func (n *network) detach() {

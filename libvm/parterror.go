@@ -13,8 +13,11 @@ import (
 // take "no such file or directory", "permission denied" and the like anywhere
 // in an error for the container's command being at fault, and turn them into
 // exit codes 127 and 126 (runtime-contract section 0, rule 9); so an errno is
-// given by its name here.
+// given by its name here. A nil err is no failure, and stays nil.
 func partError(what string, err error) error {
+	if err == nil {
+		return nil
+	}
 	var errno unix.Errno
 	if errors.As(err, &errno) {
 		return fmt.Errorf("%s: %s", what, unix.ErrnoName(errno))

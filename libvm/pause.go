@@ -1,7 +1,6 @@
 package libvm
 
 import (
-	"context"
 	"errors"
 	"slices"
 	"sync"
@@ -123,10 +122,10 @@ func (m *monitor) pause() error {
 		m.paused.stats.Store(stats)
 	}
 	m.paused.gate.shut(pausePatience)
-	err := m.qmp("stop")
+	err := m.vmm.halt()
 	if err != nil {
 		m.paused.gate.open(func() {})
-		go func() { _ = m.qmp("cont") }() // it may have stopped after all; QEMU takes commands in order
+		go func() { _ = m.vmm.resume() }() // it may have stopped after all; QEMU takes commands in order
 	}
 	return err
 }
@@ -152,7 +151,7 @@ func (m *monitor) unpause() (queued []queuedSignal, err error) {
 	if !m.paused.gate.isShut() {
 		return nil, nil
 	}
-	if err := m.qmp("cont"); err != nil {
+	if err := m.vmm.resume(); err != nil {
 		return nil, err
 	}
 	m.paused.gate.open(func() { queued, m.paused.queued = m.paused.queued, nil })
@@ -179,14 +178,4 @@ func (m *monitor) queueSignal(n int, all bool) {
 	if s := (queuedSignal{n, all}); n != 0 && !slices.Contains(m.paused.queued, s) {
 		m.paused.queued = append(m.paused.queued, s)
 	}
-}
-
-// qmpTimeout bounds how long QEMU takes to stop its processors or let them go on. One
-// that does not is lost, or in other hands.
-const qmpTimeout = 20 * time.Second
-
-func (m *monitor) qmp(command string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), qmpTimeout)
-	defer cancel()
-	return m.vmm.qmp.Execute(ctx, command, nil, nil)
 }

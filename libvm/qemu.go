@@ -9,20 +9,6 @@ import (
 	"boxlite/libvm/accel"
 )
 
-// The machine has one PCIe root port for each time that something is plugged in:
-// the share, the network at create, memory, and what the network has got until
-// start. Each costs the guest's boot 12 to 20 ms, so the interfaces of one time
-// share a port, as the functions of one device.
-const (
-	hotplugPorts = 4
-	sharePort    = 0
-	networkPort  = 1
-	memoryPort   = 2
-	lateNICPort  = 3
-	// maxInterfaces is how many functions a PCI device has.
-	maxInterfaces = 8
-)
-
 // The descriptors that QEMU inherits, in this order.
 const (
 	shareFD   = iota + 3 // vhost-user socket of virtiofsd

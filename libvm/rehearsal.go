@@ -80,13 +80,13 @@ func (v *vmm) rehearse(stage string, example *specs.Spec) error {
 	if err := v.plugShare(); err != nil {
 		return err
 	}
-	if err := plugUserNIC(v.qmp); err != nil {
+	if err := v.plugUserNIC(); err != nil {
 		return err
 	}
 	if err := v.askToRehearse(req); err != nil {
 		return fmt.Errorf("guest: rehearsal: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
 	if err := v.unplugUserNIC(ctx); err != nil {
 		return err
@@ -122,14 +122,14 @@ func rehearsal(stage string, example *specs.Spec) (req guestproto.RehearsalReque
 		return req, err
 	}
 	return guestproto.RehearsalRequest{
-		Network: &hostNetwork,
+		Network: &userNetwork,
 		Hello:   guestproto.HelloRequest{Version: guestproto.Version, UnixNano: time.Now().UnixNano(), Entropy: entropy},
 		Create:  guestproto.CreateRequest{ID: "rehearsal", Spec: plan.Guest, DeviceFilter: plan.DeviceFilter, Seccomp: plan.Seccomp, NullStdin: true},
 	}, nil
 }
 
 func (v *vmm) askToRehearse(req guestproto.RehearsalRequest) error {
-	if err := v.control.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+	if err := v.control.SetDeadline(time.Now().Add(commandTimeout)); err != nil {
 		return err
 	}
 	if _, err := v.control.Write([]byte{guestproto.Rehearsal}); err != nil {
@@ -178,10 +178,10 @@ func (v *vmm) unplugShare(ctx context.Context) error {
 }
 
 func (v *vmm) unplugUserNIC(ctx context.Context) error {
-	if err := v.unplug(ctx, nicID(userNetdev)); err != nil {
+	if err := v.unplug(ctx, userNIC.id()); err != nil {
 		return err
 	}
-	return v.qmp.Execute(ctx, "netdev_del", map[string]any{"id": userNetdev}, nil)
+	return v.qmp.Execute(ctx, "netdev_del", map[string]any{"id": userNIC.name}, nil)
 }
 
 // unplug returns when the guest has let the device go.

@@ -101,12 +101,6 @@ func (m *monitor) carryOut(req *controlRequest) (reply controlReply) {
 	return reply
 }
 
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		_ = f.Close() // read-only or already handed on: nothing is lost
-	}
-}
-
 // exec runs a further process for the connection's other end.
 func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) error {
 	refuse := func(err error) error {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strconv"
 
 	"boxlite/internal/trace"
@@ -48,6 +47,11 @@ type Runtime struct {
 	Trace *trace.Recorder
 	// Log takes decisions at level debug and what was survived at level warn.
 	Log *slog.Logger
+}
+
+// Factory is what makes the VMs of this runtime's containers.
+func (r *Runtime) Factory() *Factory {
+	return &Factory{Parts: r.Parts, Accel: r.Accel, TemplateDir: r.TemplateDir, TurnFile: r.TurnFile, SelfArgs: r.SelfArgs, Log: r.Log}
 }
 
 // Load finds a container by its id. The error matches ErrNotExist or
@@ -136,9 +140,4 @@ func owner() string {
 		return u.Username
 	}
 	return uid
-}
-
-// selfArgs are the arguments for starting this program again.
-func (r *Runtime) selfArgs(command ...string) []string {
-	return slices.Concat(r.SelfArgs, command)
 }

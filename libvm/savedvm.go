@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"boxlite/libvm/template"
 )
@@ -63,7 +64,7 @@ func (v *vmm) awaitEvent(ctx context.Context, name string, match func(json.RawMe
 // save writes the VM, which stands still meanwhile, into a draft. The VM goes on
 // afterwards, also if saving it has failed.
 func (v *vmm) save(d *template.Draft) (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
 	if err := v.qmp.Execute(ctx, "stop", nil, nil); err != nil {
 		return err
@@ -128,7 +129,7 @@ func (v *vmm) enableMigration(ctx context.Context) error {
 // load loads the state of a saved VM, whose memory is in place already. The VM
 // stands still afterwards.
 func (v *vmm) load(state []byte) error {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -161,9 +162,25 @@ func (v *vmm) load(state []byte) error {
 	return <-written
 }
 
+// standstillTimeout bounds how long QEMU takes to stop its processors or let them
+// go on, of a container that runs. One that does not is lost, or in other hands.
+const standstillTimeout = 20 * time.Second
+
+// halt stops the VM's processors.
+func (v *vmm) halt() error { return v.execute("stop", standstillTimeout) }
+
+// resume undoes halt.
+func (v *vmm) resume() error { return v.execute("cont", standstillTimeout) }
+
 // proceed has a VM go on that stands still.
-func (v *vmm) proceed() error {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+func (v *vmm) proceed() error { return v.execute("cont", commandTimeout) }
+
+func (v *vmm) execute(command string, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return v.qmp.Execute(ctx, "cont", nil, nil)
+	return v.qmp.Execute(ctx, command, nil, nil)
 }
+
+// commandTimeout bounds what QEMU is asked for while many VMs may start on few
+// processors.
+const commandTimeout = 90 * time.Second

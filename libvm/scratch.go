@@ -84,9 +84,9 @@ func (p *Plan) scratch(annotation, flag string) error {
 	return nil
 }
 
-// file makes the disk: a sparse file without a name, formatted. The caller
+// makeScratch makes the disk: a sparse file without a name, formatted. The caller
 // closes it.
-func (s *Scratch) file() (*os.File, error) {
+func makeScratch(s *Scratch) (*os.File, error) {
 	f, err := os.OpenFile(scratchDir, os.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("scratch disk: %w", err)

@@ -53,7 +53,7 @@ func TestScratchIsMountedUnlessSomethingIs(t *testing.T) {
 }
 
 func TestScratchFileIsSparseFormattedAndNameless(t *testing.T) {
-	f, err := (&Scratch{SizeMiB: 10 << 10}).file()
+	f, err := makeScratch(&Scratch{SizeMiB: 10 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,6 @@ import (
 	"boxlite/internal/guestproto"
 	"boxlite/libvm/accel"
 	"boxlite/libvm/parts"
-	"boxlite/libvm/qmp"
 )
 
 // A standby VM is started ahead of its container: QEMU runs, has loaded the
@@ -55,7 +54,7 @@ type vmEnd struct {
 // maxVMEnd bounds a vmEnd, in bytes.
 const maxVMEnd = 64 << 10
 
-// keeperConfig is what Standby tells a keeper: fields of its Runtime, and the
+// keeperConfig is what Standby tells a keeper: fields of its Factory, and the
 // shape.
 type keeperConfig struct {
 	Parts       parts.Options `json:"parts"`
@@ -65,15 +64,19 @@ type keeperConfig struct {
 	Example     *specs.Spec   `json:"example"`
 }
 
-// keeperEvent is what a keeper tells Standby: eventReady or eventFailed, and then
-// eventTaken. Standby tells it to give up by closing its sending half.
+// keeperEvent is what a keeper tells Standby: keeperReady or keeperFailed, and then
+// keeperTaken. Standby tells it to give up by closing its sending half.
 type keeperEvent struct {
 	Event string `json:"event"`
-	Key   string `json:"key,omitempty"` // of the template, with eventReady
+	Key   string `json:"key,omitempty"` // of the template, with keeperReady
 	Error string `json:"error,omitempty"`
 }
 
-const eventTaken = "taken" // a monitor has the VM
+const (
+	keeperReady  = "ready"  // the VM stands by
+	keeperFailed = "failed" // it could not be started, or has ended
+	keeperTaken  = "taken"  // a monitor has it
+)
 
 // Standby keeps n VMs of a shape ready until ctx is done, each of which has
 // rehearsed the life of an example of a container, of which rootfs and program do
@@ -81,7 +84,7 @@ const eventTaken = "taken" // a monitor has the VM
 // started in its place, when no emulated start has a turn. Of the shape, MemoryMiB
 // and VCPUs may be zero as for CreateTemplate. Standby calls ready with the
 // template's key for each VM, and returns when those that nobody took have ended.
-func (r *Runtime) Standby(ctx context.Context, shape Shape, example *specs.Spec, n int, ready func(key string)) error {
+func (f *Factory) Standby(ctx context.Context, shape Shape, example *specs.Spec, n int, ready func(key string)) error {
 	if os.Geteuid() != 0 || userns.RunningInUserNS() {
 		return errors.New("standby VMs are for the host's root alone")
 	}
@@ -101,7 +104,7 @@ func (r *Runtime) Standby(ctx context.Context, shape Shape, example *specs.Spec,
 	}()
 	for {
 		for len(waiting) < n && ctx.Err() == nil {
-			k, err := r.startKeeper(ctx, shape, example)
+			k, err := f.startKeeper(ctx, shape, example)
 			if err != nil {
 				return err
 			}
@@ -113,7 +116,7 @@ func (r *Runtime) Standby(ctx context.Context, shape Shape, example *specs.Spec,
 		case e := <-ends:
 			delete(waiting, e.keeper)
 			if e.err != nil {
-				r.Log.Warn(e.err.Error())
+				f.Log.Warn(e.err.Error())
 			}
 		case <-ctx.Done():
 			return nil
@@ -131,25 +134,25 @@ type standbyKeeper struct {
 
 // startKeeper returns when the VM is ready. It makes the template if there is
 // none any more.
-func (r *Runtime) startKeeper(ctx context.Context, shape Shape, example *specs.Spec) (_ *standbyKeeper, err error) {
-	if _, err := r.CreateTemplate(shape); err != nil {
+func (f *Factory) startKeeper(ctx context.Context, shape Shape, example *specs.Spec) (_ *standbyKeeper, err error) {
+	if _, err := f.CreateTemplate(shape); err != nil {
 		return nil, err
 	}
-	acc, _, err := accel.Resolve(r.Accel)
+	acc, _, err := accel.Resolve(f.Accel)
 	if err != nil {
 		return nil, err
 	}
 	if acc == accel.TCG {
-		if err := awaitCalm(ctx, r.TurnFile, turnPatience); err != nil {
-			r.Log.Debug("a standby VM is started beside containers", "because", err)
+		if err := awaitCalm(ctx, f.TurnFile, turnPatience); err != nil {
+			f.Log.Debug("a standby VM is started beside containers", "because", err)
 		}
 	}
-	conn, theirs, err := qmp.Socketpair()
+	conn, theirs, err := Socketpair()
 	if err != nil {
 		return nil, partError("socket to a keeper", err)
 	}
 	k := &standbyKeeper{sync: conn}
-	if k.process, err = r.selfCommand(nil, "standby-keeper"); err != nil {
+	if k.process, err = selfCommand(f.SelfArgs, nil, "standby-keeper"); err != nil {
 		return nil, errors.Join(err, conn.Close(), theirs.Close())
 	}
 	k.process.Dir, k.process.ExtraFiles = "/", []*os.File{theirs}
@@ -159,18 +162,18 @@ func (r *Runtime) startKeeper(ctx context.Context, shape Shape, example *specs.S
 	if err != nil {
 		return nil, errors.Join(partError("start a keeper", err), conn.Close())
 	}
-	cfg := keeperConfig{Parts: r.Parts, Accel: r.Accel, TemplateDir: r.TemplateDir, Shape: shape, Example: example}
+	cfg := keeperConfig{Parts: f.Parts, Accel: f.Accel, TemplateDir: f.TemplateDir, Shape: shape, Example: example}
 	ev := keeperEvent{Error: "it ended before its VM was ready"}
 	_ = guestproto.WriteFrame(conn, cfg) // a keeper that has ended shows in the next read
 	_ = guestproto.ReadFrame(conn, guestproto.MaxReply, &ev)
-	if ev.Event != eventReady {
+	if ev.Event != keeperReady {
 		_ = conn.Close()
 		_ = k.process.Wait() // what it said says more
 		// It has removed its stage itself, unless it was killed.
-		_ = os.RemoveAll(stageOf(filepath.Join(r.TemplateDir, standbyDir), k.process.Process.Pid))
+		_ = os.RemoveAll(stageOf(filepath.Join(f.TemplateDir, standbyDir), k.process.Process.Pid))
 		return nil, fmt.Errorf("start a VM: %s", ev.Error)
 	}
-	k.key, k.socket = ev.Key, filepath.Join(r.TemplateDir, standbyDir, socketName(ev.Key, k.process.Process.Pid))
+	k.key, k.socket = ev.Key, filepath.Join(f.TemplateDir, standbyDir, socketName(ev.Key, k.process.Process.Pid))
 	return k, nil
 }
 
@@ -179,7 +182,7 @@ func (r *Runtime) startKeeper(ctx context.Context, shape Shape, example *specs.S
 func (k *standbyKeeper) awaitTaken() error {
 	defer k.sync.Close()
 	ev := keeperEvent{Error: "its keeper ended"}
-	if err := guestproto.ReadFrame(k.sync, guestproto.MaxReply, &ev); err == nil && ev.Event == eventTaken {
+	if err := guestproto.ReadFrame(k.sync, guestproto.MaxReply, &ev); err == nil && ev.Event == keeperTaken {
 		go func() { _ = k.process.Wait() }() // its status is the container's business
 		return nil
 	}

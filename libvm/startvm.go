@@ -57,6 +57,14 @@ func newVMConfig(found *parts.Parts, acc accel.Accel, kernel string, shape Shape
 // be a process that outlives create: callers such as conmon wait for all of
 // those.
 func (s *vmStarter) start(dir string) (*vmm, origin, error) {
+	v, o, err := s.obtain(dir)
+	if err == nil {
+		v.letGoOfMemory() // QEMU and virtiofsd have it
+	}
+	return v, o, err
+}
+
+func (s *vmStarter) obtain(dir string) (*vmm, origin, error) {
 	if dir == "" {
 		return s.boot(origin{reason: "templates are switched off"})
 	}
@@ -156,7 +164,7 @@ func (s *vmStarter) awaitGuest(v *vmm) error {
 	err := v.awaitGuest(ctx)
 	switch {
 	case errors.Is(err, qmp.ErrEnded):
-		return ErrVMLost
+		return errLost
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("guest: %w within %s", errNoAnswer, timeout)
 	}

@@ -3,6 +3,7 @@ package libvm
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -24,14 +25,32 @@ func (r *Runtime) templatesFor(spec *specs.Spec) (dir string, err error) {
 	}
 }
 
+// Factory makes VMs: of what parts, with which accelerator, and where the VMs are
+// that it copies.
+type Factory struct {
+	// Parts says where to look for QEMU, virtiofsd, kernels and the initramfs.
+	Parts parts.Options
+	// Accel is auto, kvm or tcg; empty is auto.
+	Accel string
+	// TemplateDir keeps saved VMs to start from. If it is empty every VM boots.
+	TemplateDir string
+	// TurnFile is where the starts of emulated VMs take turns.
+	TurnFile string
+	// SelfArgs are the global flags with which the program is started again to
+	// call RunKeeper ("standby-keeper").
+	SelfArgs []string
+	// Log takes decisions at level debug and what was survived at level warn.
+	Log *slog.Logger
+}
+
 // CreateTemplate boots a VM and saves it, unless there is such a template
 // already. Of the shape, MemoryMiB and VCPUs may be zero for what a container
 // without limits gets.
-func (r *Runtime) CreateTemplate(shape Shape) (key string, err error) {
-	if r.TemplateDir == "" {
+func (f *Factory) CreateTemplate(shape Shape) (key string, err error) {
+	if f.TemplateDir == "" {
 		return "", errors.New("templates are switched off")
 	}
-	starter, err := r.templateStarter(shape)
+	starter, err := f.starter(shape)
 	if err != nil {
 		return "", err
 	}
@@ -39,7 +58,7 @@ func (r *Runtime) CreateTemplate(shape Shape) (key string, err error) {
 	if err != nil {
 		return "", err
 	}
-	store, err := template.Open(r.TemplateDir, true)
+	store, err := template.Open(f.TemplateDir, true)
 	if err != nil {
 		return "", err
 	}
@@ -49,7 +68,7 @@ func (r *Runtime) CreateTemplate(shape Shape) (key string, err error) {
 		return t.Key, t.Close()
 	}
 	if !errors.Is(err, template.ErrNone) {
-		r.Log.Warn("making it anew", "error", err)
+		f.Log.Warn("making it anew", "error", err)
 		if err := store.Delete(id.Key()); err != nil {
 			return "", err
 		}
@@ -57,9 +76,9 @@ func (r *Runtime) CreateTemplate(shape Shape) (key string, err error) {
 	return id.Key(), starter.make(store, id)
 }
 
-// templateStarter is for a VM without a container. Zeroes of the shape are what a
+// starter is for a VM without a container. Zeroes of the shape are what a
 // container without limits gets.
-func (r *Runtime) templateStarter(shape Shape) (*vmStarter, error) {
+func (f *Factory) starter(shape Shape) (*vmStarter, error) {
 	if shape.MemoryMiB == 0 {
 		shape.MemoryMiB = defaultMemoryMiB
 	}
@@ -69,7 +88,7 @@ func (r *Runtime) templateStarter(shape Shape) (*vmStarter, error) {
 	if err := checkMemory(shape.MemoryMiB); err != nil {
 		return nil, err
 	}
-	found, err := parts.Find(r.Parts)
+	found, err := parts.Find(f.Parts)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +96,7 @@ func (r *Runtime) templateStarter(shape Shape) (*vmStarter, error) {
 	if err != nil {
 		return nil, err
 	}
-	acc, _, err := accel.Resolve(r.Accel)
+	acc, _, err := accel.Resolve(f.Accel)
 	if err != nil {
 		return nil, err
 	}
@@ -86,8 +105,8 @@ func (r *Runtime) templateStarter(shape Shape) (*vmStarter, error) {
 		cfg:   newVMConfig(found, acc, kernel, shape, false),
 		// QEMU's root is mounted over the store for QEMU alone to see, so that
 		// no other directory has to be made and removed.
-		files: vmmFiles{root: r.TemplateDir, console: &tailBuffer{limit: 4 << 10}},
-		log:   r.Log,
+		files: vmmFiles{root: f.TemplateDir, console: &tailBuffer{limit: 4 << 10}},
+		log:   f.Log,
 	}, nil
 }
 
@@ -99,7 +118,7 @@ func (s *vmStarter) make(store *template.Store, id template.Identity) error {
 	}
 	v, err := startVMM(s.parts, s.cfg, s.files, nil, s.steps, s.log)
 	if err == nil {
-		defer v.kill()
+		defer v.close()
 		err = s.awaitGuest(v)
 	}
 	if err == nil {

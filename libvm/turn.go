@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
@@ -93,17 +92,4 @@ func lockBytes(fd uintptr, command, start, length int) error {
 			return err
 		}
 	}
-}
-
-// awaitTurn is for a VM that is emulated. What keeps it from its turn is no error:
-// the VM starts all the same.
-func (r *Runtime) awaitTurn() (release func()) {
-	defer r.Trace.Begin("create: wait for a turn")()
-	release, err := takeTurn(r.TurnFile, runtime.NumCPU(), turnPatience)
-	if err != nil {
-		r.Log.Debug("started out of turn", "because", err)
-		return func() {}
-	}
-	time.AfterFunc(turnLimit, release)
-	return release
 }

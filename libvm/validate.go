@@ -187,10 +187,16 @@ func validateVM(vm *specs.VM) error {
 	return nil
 }
 
+// namespaceTypes are those of the runtime spec.
+var namespaceTypes = []specs.LinuxNamespaceType{
+	specs.PIDNamespace, specs.NetworkNamespace, specs.MountNamespace, specs.IPCNamespace,
+	specs.UTSNamespace, specs.UserNamespace, specs.CgroupNamespace, specs.TimeNamespace,
+}
+
 func validateLinux(l *specs.Linux) error {
 	seen := map[specs.LinuxNamespaceType]bool{}
 	for _, ns := range l.Namespaces {
-		if _, ok := cloneFlags[ns.Type]; !ok {
+		if !slices.Contains(namespaceTypes, ns.Type) {
 			return fmt.Errorf("unknown namespace type %q", ns.Type)
 		}
 		if ns.Path != "" && !filepath.IsAbs(ns.Path) {

@@ -18,12 +18,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"boxlite/internal/guestproto"
 	"boxlite/internal/trace"
 	"boxlite/libvm/accel"
 	"boxlite/libvm/parts"
 	"boxlite/libvm/qmp"
 	"boxlite/libvm/template"
+)
+
+var (
+	// errLost is the end of QEMU or virtiofsd under somebody who waits for the VM.
+	errLost = errors.New("the virtual machine has ended")
+	// errNoAnswer is a guest that does not say in time what it was asked for.
+	errNoAnswer = errors.New("no answer")
 )
 
 // vmm is a running virtual machine: virtiofsd, QEMU and the sockets to them.
@@ -37,10 +43,11 @@ type vmm struct {
 	virtiofsd *vmProcess
 	qemu      *vmProcess
 
-	spare spareEnds
+	spare    spareEnds
+	grownMiB int // memory that growMemory has plugged in
 }
 
-// vmmFiles are the directories and files that a VMM needs of its caller.
+// vmmFiles are the directories and files that a VM needs of its caller.
 type vmmFiles struct {
 	share   string // for virtiofsd; empty for a VM without a share
 	nodes   bool   // device nodes may be made in the share
@@ -65,112 +72,173 @@ func (s *spareEnds) close() {
 	}
 }
 
+// launch is a VM being started.
+type launch struct {
+	parts *parts.Parts
+	cfg   vmConfig
+	files vmmFiles
+	from  *template.Template // nil for a VM that boots
+	steps *trace.Recorder
+	log   *slog.Logger
+
+	vm        *vmm
+	qmp       *net.UnixConn // until the VM's client has it
+	console   *net.UnixConn // until the VM's console has it
+	virtiofsd *os.File      // the listening socket for it
+	inherited []*os.File    // by QEMU, in the order of its descriptors
+	lent      []*os.File    // the children's ends; closed here once they run, so that their end shows
+}
+
 // startVMM starts QEMU and virtiofsd beside it. The VM boots, or with from is
 // made a copy of a template, and has no share yet. A copy for standby stands still.
 // startVMM must be called before the monitor leaves the host's file systems. The
-// caller stops the VMM; a failed start leaves nothing.
-func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Template, steps *trace.Recorder, log *slog.Logger) (v *vmm, err error) {
-	v = &vmm{log: log}
-	var lent []*os.File // the children's ends; closed here once they run, so that their end shows
-	defer func() {
-		closeAll(lent)
-		if err != nil {
-			v.kill()
-		}
-	}()
+// caller closes the VM. One that could not be started is closed, and returned for
+// what its processes said.
+func startVMM(p *parts.Parts, cfg vmConfig, files vmmFiles, from *template.Template, steps *trace.Recorder, log *slog.Logger) (*vmm, error) {
+	l := &launch{parts: p, cfg: cfg, files: files, from: from, steps: steps, log: log, vm: &vmm{log: log}}
+	err := l.run()
+	if err != nil {
+		l.abandon()
+	}
+	return l.vm, err
+}
 
+func (l *launch) run() error {
+	for _, step := range []func() error{l.connect, l.spawn, l.greet, l.settle} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// abandon closes what a launch that has failed has opened.
+func (l *launch) abandon() {
+	closeAll(l.lent)
+	for _, conn := range []*net.UnixConn{l.qmp, l.console} {
+		if conn != nil {
+			_ = conn.Close()
+		}
+	}
+	l.vm.close()
+}
+
+// connect makes the sockets to QEMU and virtiofsd.
+func (l *launch) connect() error {
 	listener, client, err := shareSocket()
 	if err != nil {
-		return v, fmt.Errorf("socket for virtiofsd: %w", err)
+		return fmt.Errorf("socket for virtiofsd: %w", err)
 	}
-	lent = append(lent, listener, client)
-	var conns [3]*net.UnixConn
-	inherited := []*os.File{client}
-	for i := range conns {
-		var theirs *os.File
-		if conns[i], theirs, err = qmp.Socketpair(); err != nil {
-			return v, partError("sockets to QEMU", err)
+	l.virtiofsd, l.inherited, l.lent = listener, []*os.File{client}, []*os.File{listener, client}
+	for _, mine := range []**net.UnixConn{&l.vm.control, &l.qmp, &l.console} {
+		if err := l.pair(mine); err != nil {
+			return err
 		}
-		inherited, lent = append(inherited, theirs), append(lent, theirs)
 	}
-	v.control = conns[0]
-	cfg.incoming = from != nil
-	if files.scratch != nil {
-		inherited, cfg.scratch = append(inherited, files.scratch), true
+	l.cfg.incoming = l.from != nil
+	if l.files.scratch != nil {
+		l.inherited, l.cfg.scratch = append(l.inherited, l.files.scratch), true
 	}
-	if cfg.standby {
-		var theirs *os.File
-		if v.spare.qmp, theirs, err = qmp.Socketpair(); err != nil {
-			return v, partError("sockets to QEMU", err)
-		}
-		inherited, lent = append(inherited, theirs), append(lent, theirs)
+	if l.cfg.standby {
+		return l.pair(&l.vm.spare.qmp)
 	}
-	args := cfg.args()
-	log.Debug("starting QEMU", "command", quoteCommand(p.QEMU, args))
+	return nil
+}
+
+// pair makes a connection to QEMU.
+func (l *launch) pair(mine **net.UnixConn) error {
+	conn, theirs, err := Socketpair()
+	if err != nil {
+		return partError("sockets to QEMU", err)
+	}
+	*mine, l.inherited, l.lent = conn, append(l.inherited, theirs), append(l.lent, theirs)
+	return nil
+}
+
+// spawn starts both processes.
+func (l *launch) spawn() error {
+	defer l.steps.Begin("start QEMU and virtiofsd")()
+	args := l.cfg.args()
+	l.log.Debug("starting QEMU", "command", quoteCommand(l.parts.QEMU, args))
 	room := &cell{
-		dir: files.root, program: p.QEMU, images: []string{cfg.kernel, cfg.initramfs}, memoryMiB: cfg.memoryMiB, kvm: cfg.accel == accel.KVM, log: log,
+		dir: l.files.root, program: l.parts.QEMU, images: []string{l.cfg.kernel, l.cfg.initramfs}, memoryMiB: l.cfg.memoryMiB,
+		kvm: l.cfg.accel == accel.KVM, log: l.log,
 	}
-	if cfg.firmware != "" {
-		room.images = append(room.images, cfg.firmware)
+	if l.cfg.firmware != "" {
+		room.images = append(room.images, l.cfg.firmware)
 	}
+	var err error
 	if room.who, err = qemuIdentity(); err != nil {
-		return v, partError("look for a user for QEMU", err)
+		return partError("look for a user for QEMU", err)
 	}
 	confineQEMU := func(attr *syscall.SysProcAttr) (err error) {
-		if cfg.accel == accel.TCG {
+		if l.cfg.accel == accel.TCG {
 			if err := runAsBatch(); err != nil { // slower beside others, no more
-				log.Debug("QEMU keeps its scheduling policy", "error", err)
+				l.log.Debug("QEMU keeps its scheduling policy", "error", err)
 			}
 		}
-		v.memory, err = room.enter(attr)
+		l.vm.memory, err = room.enter(attr)
 		return err
 	}
-	spawned := steps.Begin("start QEMU and virtiofsd")
-	if v.qemu, err = startProcess("QEMU", p.QEMU, args, confineQEMU, log, inherited...); err != nil {
-		return v, err
+	if l.vm.qemu, err = startProcess("QEMU", l.parts.QEMU, args, confineQEMU, l.log, l.inherited...); err != nil {
+		return err
 	}
-	if files.share != "" {
-		if v.virtiofsd, err = startVirtiofsd(p.Virtiofsd, files, log, listener); err != nil {
-			return v, err
+	if l.files.share != "" {
+		if l.vm.virtiofsd, err = startVirtiofsd(l.parts.Virtiofsd, l.files, l.log, l.virtiofsd); err != nil {
+			return err
 		}
 	}
-	spawned()
-	closeAll(lent)
-	lent = nil
-	v.console = newGuestConsole(conns[2])
-	go v.console.copy(files.console)
+	closeAll(l.lent)
+	l.lent = nil
+	return nil
+}
+
+// greet opens the VM's console and waits for QEMU's first word, while the memory
+// of the template is copied.
+func (l *launch) greet() error {
+	l.vm.console, l.console = readConsole(l.console, l.files.console), nil
 	copied := make(chan error, 1)
-	if from != nil {
-		go func() { // while QEMU starts
-			defer steps.Begin("copy the template's memory")()
-			copied <- from.CopyMemory(v.memory)
+	if l.from == nil {
+		copied <- nil
+	} else {
+		go func() {
+			defer l.steps.Begin("copy the template's memory")()
+			copied <- l.from.CopyMemory(l.vm.memory)
 		}()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	answered := steps.Begin("await QEMU's first word")
-	v.qmp, err = qmp.New(ctx, conns[1])
+	answered := l.steps.Begin("await QEMU's first word")
+	client, err := qmp.New(ctx, l.qmp)
+	l.qmp = nil // it is the client's, or closed
 	answered()
+	copyErr := <-copied // whatever has become of QEMU: the file is closed when the launch is
 	if err != nil {
-		return v, fmt.Errorf("QEMU did not come up: %w%s%s", err, v.qemu.lastWords(), v.virtiofsd.lastWords())
+		return fmt.Errorf("QEMU did not come up: %w%s", err, l.vm.lastWords())
 	}
+	l.vm.qmp = client
+	return copyErr
+}
+
+// settle empties QEMU's root while QEMU loads the state of the template, and only
+// then has a saved VM go on.
+func (l *launch) settle() error {
 	emptied := make(chan error, 1)
-	go func() { // while the state is loaded
-		defer steps.Begin("empty QEMU's root")()
-		emptied <- v.qemu.onThread(emptyRoot)
+	go func() {
+		defer l.steps.Begin("empty QEMU's root")()
+		emptied <- l.vm.qemu.onThread(emptyRoot)
 	}()
-	if from != nil {
-		if err = <-copied; err == nil {
-			loaded := steps.Begin("load the VM's state")
-			err = v.load(from.State)
-			loaded()
-		}
+	var err error
+	if l.from != nil {
+		loaded := l.steps.Begin("load the VM's state")
+		err = l.vm.load(l.from.State)
+		loaded()
 	}
 	err = cmp.Or(err, <-emptied)
-	if err == nil && from != nil && !cfg.standby {
-		err = v.proceed() // it was saved while it stood still
+	if err == nil && l.from != nil && !l.cfg.standby {
+		err = l.vm.proceed() // it was saved while it stood still
 	}
-	return v, err
+	return err
 }
 
 // shareSocket is a vhost-user connection to come: a listening socket for
@@ -254,16 +322,6 @@ const attributeMap = ":ok:all:security.capability:security.capability:" +
 	":bad:server::security.:" +
 	":map:trusted.:user.virtiofs.:"
 
-// plugShare gives the VM its share. A guest that has not come to look for devices
-// yet will find it as if it had been there from the beginning.
-func (v *vmm) plugShare() error {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-	defer cancel()
-	return v.qmp.Execute(ctx, "device_add", map[string]any{
-		"driver": "vhost-user-fs-pci", "id": "share", "chardev": "share", "queue-size": 1024, "tag": guestproto.ShareTag, "bus": portID(sharePort),
-	}, nil)
-}
-
 // lost is closed when QEMU or virtiofsd has ended.
 func (v *vmm) lost() <-chan struct{} {
 	gone := make(chan struct{})
@@ -290,6 +348,29 @@ func (v *vmm) kill() {
 	v.letGoOfMemory()
 	v.spare.close()
 }
+
+// close ends both processes and lets go of everything: the sockets, the memory and
+// the goroutine that copies the console. The VM must not be used afterwards. It may
+// be called again and on a half-started VMM.
+func (v *vmm) close() {
+	v.kill()
+	if v.control != nil {
+		_ = v.control.Close()
+	}
+	if v.qmp != nil {
+		_ = v.qmp.Close()
+	}
+	if v.console != nil {
+		v.console.close()
+	}
+}
+
+// stuckTasks asks the guest's kernel what keeps the guest, for an error.
+func (v *vmm) stuckTasks() string { return v.console.stuckTasks() }
+
+// lastWords tells how QEMU and virtiofsd have ended, to be appended to an error;
+// nothing of one that still runs.
+func (v *vmm) lastWords() string { return v.qemu.lastWords() + v.virtiofsd.lastWords() }
 
 // letGoOfMemory has the VM's memory end with QEMU and virtiofsd.
 func (v *vmm) letGoOfMemory() {
@@ -330,7 +411,7 @@ func startProcess(name, path string, args []string, confine func(*syscall.SysPro
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 		err := confine(cmd.SysProcAttr)
 		if err == nil {
-			err = partErrorOrNil("start "+name, cmd.Start())
+			err = partError("start "+name, cmd.Start())
 		}
 		if err != nil {
 			started <- err
@@ -400,7 +481,7 @@ func dropPrivileges() error {
 
 // noNewPrivileges is for the calling thread and what it executes.
 func noNewPrivileges() error {
-	return partErrorOrNil("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	return partError("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 }
 
 // lastWords tells how the process ended, to be appended to an error; nothing if

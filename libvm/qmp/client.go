@@ -100,25 +100,6 @@ type request struct {
 	ID        string `json:"id"`
 }
 
-// Socketpair makes the two ends of a connection: one to be kept, such as for New,
-// and one to be inherited by a child (QEMU: -chardev socket,fd=N). The caller
-// closes both, peer as soon as the child has been started.
-func Socketpair() (conn *net.UnixConn, peer *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	peer = os.NewFile(uintptr(fds[1]), "qmp peer")
-	mine := os.NewFile(uintptr(fds[0]), "qmp")
-	defer mine.Close() // FileConn duplicates it
-	c, err := net.FileConn(mine)
-	if err != nil {
-		peer.Close()
-		return nil, nil, fmt.Errorf("qmp socket: %w", err)
-	}
-	return c.(*net.UnixConn), peer, nil
-}
-
 // New reads QEMU's greeting from conn, which it owns from then on, and enters
 // command mode. ctx bounds that exchange only. After an error conn is closed.
 func New(ctx context.Context, conn net.Conn) (*Client, error) {
