@@ -20,10 +20,10 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"boxlite/libvm/accel"
-	"boxlite/libvm/hostcgroup"
-	"boxlite/libvm/hostnet"
-	"boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm/accel"
+	"github.com/boxlite-oci/boxlite/libvm/hostcgroup"
+	"github.com/boxlite-oci/boxlite/libvm/hostnet"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
 )
 
 var checkCommand = &cli.Command{

@@ -6,9 +6,11 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v2"
 
-	"boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
 var createCommand = &cli.Command{
@@ -18,7 +20,7 @@ var createCommand = &cli.Command{
 	Flags:     createFlags,
 	Before:    takes(1, 1),
 	Action: func(c *cli.Context) error {
-		_, err := createContainer(c, libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, c.String("console-socket"))
+		_, err := createFromBundle(c, libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
 		return err
 	},
 }
@@ -35,8 +37,18 @@ var createFlags = []cli.Flag{
 	&cli.IntFlag{Name: "preserve-fds", Usage: "refused if not 0: descriptors do not reach into a VM"},
 }
 
+// createFromBundle is for a container whose terminal, if there is one, is the caller's
+// business.
+func createFromBundle(c *cli.Context, stdio libvm.Stdio) (*libvm.Container, error) {
+	spec, err := plan.LoadSpec(c.String("bundle"))
+	if err != nil {
+		return nil, about(c, c.Args().First(), err)
+	}
+	return createContainer(c, spec, stdio, c.String("console-socket"))
+}
+
 // createContainer does what create and run have in common.
-func createContainer(c *cli.Context, stdio libvm.Stdio, consoleSocket string) (*libvm.Container, error) {
+func createContainer(c *cli.Context, spec *specs.Spec, stdio libvm.Stdio, consoleSocket string) (*libvm.Container, error) {
 	rt, err := newRuntime(c)
 	if err != nil {
 		return nil, err
@@ -50,6 +62,7 @@ func createContainer(c *cli.Context, stdio libvm.Stdio, consoleSocket string) (*
 	if err != nil {
 		return nil, about(c, id, err)
 	}
+	opts.Spec = spec
 	ctr, err := rt.Create(id, opts)
 	if err != nil {
 		return nil, about(c, id, err)

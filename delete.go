@@ -5,7 +5,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm"
 )
 
 var deleteCommand = &cli.Command{

@@ -14,7 +14,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v2"
 
-	"boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
 var execCommand = &cli.Command{
@@ -89,14 +90,14 @@ func execOptions(c *cli.Context, ctr *libvm.Container) (opts libvm.ExecOptions, 
 	if opts.Process, err = execProcess(c, ctr); err != nil {
 		return opts, err
 	}
-	if err := libvm.ValidateProcess(opts.Process); err != nil {
+	if err := plan.ValidateProcess(opts.Process); err != nil {
 		return opts, err
 	}
 	level := slog.LevelDebug // create has warned of config.json, and engines want one line of an exec that fails
 	if c.IsSet("cap") {
 		level = slog.LevelWarn
 	}
-	for _, w := range libvm.GuestProcess(opts.Process) {
+	for _, w := range plan.GuestProcess(opts.Process) {
 		c.App.Metadata["logs"].(*logOutput).logger.Log(c.Context, level, w, "id", ctr.ID)
 	}
 	opts.Cgroup = c.String("cgroup")

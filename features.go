@@ -8,7 +8,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"github.com/urfave/cli/v2"
 
-	"boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
 var featuresCommand = &cli.Command{
@@ -32,7 +32,7 @@ func runtimeFeatures() features.Features {
 		OCIVersionMin: "1.0.0",
 		OCIVersionMax: specs.Version,
 		Hooks:         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
-		MountOptions:  libvm.MountOptions(),
+		MountOptions:  plan.MountOptions(),
 		Linux: &features.Linux{
 			Namespaces:   []string{"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"},
 			Capabilities: capabilities,
@@ -62,7 +62,7 @@ func runtimeFeatures() features.Features {
 		},
 		Annotations: map[string]string{"boxlite.version": version, "boxlite.commit": commit},
 		PotentiallyUnsafeConfigAnnotations: []string{
-			libvm.AnnotationKernel, libvm.AnnotationMemory, libvm.AnnotationVCPUs,
+			plan.AnnotationKernel, plan.AnnotationMemory, plan.AnnotationVCPUs,
 		},
 	}
 }

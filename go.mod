@@ -1,4 +1,4 @@
-module boxlite
+module github.com/boxlite-oci/boxlite
 
 go 1.26.0
 

@@ -20,8 +20,10 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"boxlite/libvm"
-	"boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
+	"github.com/boxlite-oci/boxlite/libvm/self"
 )
 
 // version and commit are set by the Makefile.
@@ -51,16 +53,16 @@ func main() {
 }
 
 // ownArgs are the program's arguments where it has started itself and shows the
-// container's instead; see libvm.ArgsVar.
+// container's instead; see self.ArgsVar.
 func ownArgs(shown []string) ([]string, error) {
-	text, ok := os.LookupEnv(libvm.ArgsVar)
+	text, ok := os.LookupEnv(self.ArgsVar)
 	if !ok {
 		return shown, nil
 	}
 	args := []string{"boxlite"}
 	var own []string
 	err := json.Unmarshal([]byte(text), &own)
-	return append(args, own...), errors.Join(err, os.Unsetenv(libvm.ArgsVar)) // hooks do not see it
+	return append(args, own...), errors.Join(err, os.Unsetenv(self.ArgsVar)) // hooks do not see it
 }
 
 // exitError is the status of a process that ran: nothing has gone wrong that
@@ -214,7 +216,7 @@ func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 		NoCgroup:      cgroups == "disabled",
 		Parts:         partOptions(c),
 		Accel:         c.String("accel"),
-		Overrides:     libvm.Overrides{Kernel: c.String("kernel"), MemoryMiB: c.Int("vm-memory"), VCPUs: c.Int("vcpus"), Scratch: c.String("scratch")},
+		Overrides:     plan.Overrides{Kernel: c.String("kernel"), MemoryMiB: c.Int("vm-memory"), VCPUs: c.Int("vcpus"), Scratch: c.String("scratch")},
 		TemplateDir:   templates,
 		TurnFile:      filepath.Join(runDir(), "boxlite-turns"),
 		Debug:         c.Bool("debug"),

@@ -11,7 +11,8 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
 // The commands of this file are how boxlite starts itself: their descriptor 3 is
@@ -34,7 +35,7 @@ var execProcessCommand = &cli.Command{
 var standbyKeeperCommand = &cli.Command{
 	Name:   "standby-keeper",
 	Hidden: true,
-	Action: func(c *cli.Context) error { return beLongLived(c, libvm.RunKeeper, givenLog) },
+	Action: func(c *cli.Context) error { return beLongLived(c, vmm.RunKeeper, givenLog) },
 }
 
 func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int, log func(*cli.Context) (*slog.Logger, error)) error {

@@ -6,7 +6,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
 var runCommand = &cli.Command{
@@ -22,7 +23,7 @@ var runCommand = &cli.Command{
 	Action: func(c *cli.Context) error {
 		stdio := libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 		if c.Bool("detach") {
-			ctr, err := createContainer(c, stdio, c.String("console-socket"))
+			ctr, err := createFromBundle(c, stdio)
 			if err != nil {
 				return err
 			}
@@ -41,17 +42,16 @@ func startOrDelete(c *cli.Context, ctr *libvm.Container) error {
 
 // runForeground stands for the container until it has ended.
 func runForeground(c *cli.Context, stdio libvm.Stdio) error {
-	bundle := c.String("bundle")
-	spec, err := libvm.LoadSpec(bundle)
+	spec, err := plan.LoadSpec(c.String("bundle"))
 	if err != nil {
-		return err
+		return about(c, c.Args().First(), err)
 	}
 	fg, err := libvm.NewForeground(spec, c.String("console-socket"))
 	if err != nil {
 		return err
 	}
 	defer fg.Close()
-	ctr, err := createContainer(c, stdio, fg.ConsoleSocket())
+	ctr, err := createContainer(c, spec, stdio, fg.ConsoleSocket())
 	if err != nil {
 		return err
 	}

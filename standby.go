@@ -7,8 +7,8 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"boxlite/kernels"
-	"boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/kernels"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
 var standbyCommand = &cli.Command{
@@ -40,7 +40,7 @@ QEMU no container takes its VMs until it is started anew.`,
 		}
 		ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 		defer stop()
-		shape := libvm.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")}
+		shape := plan.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")}
 		err = rt.Factory().Standby(ctx, shape, exampleSpec(), c.Int("vms"), func(key string) { fmt.Fprintln(c.App.Writer, key, "ready") })
 		if err != nil {
 			return fmt.Errorf("boxlite: standby: %w", err)

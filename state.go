@@ -8,7 +8,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v2"
 
-	"boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm"
 )
 
 var stateCommand = &cli.Command{
@@ -54,7 +54,7 @@ func stateOf(ctr *libvm.Container) containerState {
 	return containerState{
 		OCIVersion: ctr.OCIVersion, ID: ctr.ID, Pid: pid, Status: status, Bundle: ctr.Bundle, Rootfs: ctr.Rootfs,
 		Created: ctr.Created, Annotations: ctr.Spec.Annotations, Owner: ctr.Owner,
-		Kernel: ctr.Kernel, KernelReason: ctr.KernelReason, Accel: ctr.Accel, MemoryMiB: ctr.MemoryMiB, VCPUs: ctr.VCPUs, Template: ctr.Template,
+		Kernel: string(ctr.Kernel), KernelReason: ctr.KernelReason, Accel: ctr.Accel, MemoryMiB: ctr.MemoryMiB, VCPUs: ctr.VCPUs, Template: ctr.Template,
 	}
 }
 

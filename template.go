@@ -9,9 +9,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"boxlite/kernels"
-	"boxlite/libvm"
-	"boxlite/libvm/template"
+	"github.com/boxlite-oci/boxlite/kernels"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
+	"github.com/boxlite-oci/boxlite/libvm/template"
 )
 
 var templateCommand = &cli.Command{
@@ -45,7 +45,7 @@ var templateCreateCommand = &cli.Command{
 			kinds = []kernels.Kernel{kernel}
 		}
 		for _, kernel := range kinds {
-			key, err := rt.Factory().CreateTemplate(libvm.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")})
+			key, err := rt.Factory().CreateTemplate(plan.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")})
 			if err != nil {
 				return fmt.Errorf("boxlite: template create: %w", err)
 			}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/internal/trace"
 )
 
 // traceOutput is where --trace writes, if it is given.

@@ -16,7 +16,8 @@ import (
 
 	"github.com/hashicorp/yamux"
 
-	"boxlite/libvm/qmp"
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
+	"github.com/boxlite-oci/boxlite/libvm/qmp"
 )
 
 // bareVM names the rows of a VM that no runtime has started: QEMU and virtiofsd with boxlite's own arguments, run by hand.

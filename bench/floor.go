@@ -15,8 +15,8 @@ import (
 	"github.com/hashicorp/yamux"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"boxlite/internal/guestproto"
-	"boxlite/libvm/template"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/template"
 )
 
 // The floors: what remains of a start without a runtime around it. The same QEMU with the same arguments, virtiofsd, kernel,

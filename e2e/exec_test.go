@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"boxlite/e2e/stream"
+	"github.com/boxlite-oci/boxlite/e2e/stream"
 )
 
 func TestExec(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"boxlite/e2e/stream"
+	"github.com/boxlite-oci/boxlite/e2e/stream"
 )
 
 func TestStdinIsPipedAndClosed(t *testing.T) {

@@ -6,9 +6,9 @@ import (
 	"os"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // newRoot is where the root file system is put together. It is a directory of

@@ -8,11 +8,11 @@ import (
 	"strings"
 	"sync"
 
-	"boxlite/internal/guestproto"
-	"boxlite/internal/trace"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/trace"
 )
 
 // A container is built once and lives as long as its init.

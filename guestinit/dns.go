@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"sync"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // A dnsRelay answers at guestproto.DNSAddress. Queries of all clients go over

@@ -7,10 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // exec starts a further process in the container and returns its pid there.

@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"strings"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // forget has the kernel forget every file that nobody uses, with its pages, as an

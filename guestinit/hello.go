@@ -6,9 +6,9 @@ import (
 	"time"
 	"unsafe"
 
-	"boxlite/internal/guestproto"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // hello checks that both sides come from one build, takes over the host's clock

@@ -9,9 +9,9 @@ import (
 	"sync"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // runHooks runs the startContainer hooks, one after the other, as config.md,

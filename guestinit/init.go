@@ -5,10 +5,10 @@ import (
 	"os"
 	"strconv"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // initNamespaces are new in every container. A spec that leaves one out asks

@@ -6,9 +6,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"boxlite/internal/guestproto"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // lookPath finds the executable that name stands for, as runc does with

@@ -15,7 +15,7 @@ import (
 	"runtime/debug"
 	"sync"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // The main goroutine stays on the main thread, so that the threads which

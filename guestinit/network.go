@@ -12,10 +12,10 @@ import (
 	"sync"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // nicTimeout bounds the wait for a NIC, which is plugged in shortly before the

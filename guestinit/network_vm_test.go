@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"testing"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // TestNetwork gives a guest two NICs, and then swaps their names and takes one

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"sync"
 
-	"boxlite/internal/guestproto"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // An oomWatch counts the processes of a cgroup that the kernel has killed for

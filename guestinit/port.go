@@ -8,9 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // portTimeout bounds the wait for the control port. It is a device of the

@@ -5,10 +5,10 @@ import (
 	"slices"
 	"unsafe"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // capabilityNames are in the order of the kernel's numbers.

@@ -9,9 +9,9 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"boxlite/internal/guestproto"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // A process is the container init or an exec process.

@@ -7,10 +7,10 @@ import (
 	"net"
 	"os"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // answerRehearsal serves what follows guestproto.Rehearsal. A host that has gone

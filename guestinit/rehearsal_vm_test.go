@@ -7,9 +7,9 @@ import (
 	"testing"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // rehearse has the guest go through a container's life before there is a session.

@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // shareTimeout bounds the wait for the share's device, which is plugged in

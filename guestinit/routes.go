@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"net"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // applyRoutes adds the wanted routes in order and then removes from the wanted

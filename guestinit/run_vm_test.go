@@ -12,11 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"boxlite/internal/guestproto"
-	"boxlite/libvm/seccomp"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/seccomp"
 )
 
 func TestRun(t *testing.T) {

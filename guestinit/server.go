@@ -9,11 +9,11 @@ import (
 	"sync"
 	"time"
 
-	"boxlite/internal/guestproto"
-	"boxlite/internal/trace"
-
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/trace"
 )
 
 // A server answers the monitor's requests. It holds the one container.

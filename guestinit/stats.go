@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"strings"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // stats answers with the usage that the container's cgroup counts.

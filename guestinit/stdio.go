@@ -8,10 +8,10 @@ import (
 	"sync"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // relayBuffer is what one read of a relay takes: as much as a pipe of pipeSize

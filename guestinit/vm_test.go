@@ -15,10 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/hashicorp/yamux"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // What the tests in a VM need besides root.

@@ -16,8 +16,8 @@ import (
 
 	"github.com/cavaliergopher/cpio"
 
-	"boxlite/internal/guestproto"
-	"boxlite/libvm/devicefilter"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/devicefilter"
 )
 
 func main() {

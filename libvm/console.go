@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/fault"
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 )
 
 // openConsole makes a pty, sends its master to whoever listens on socketPath,
@@ -41,7 +43,7 @@ func openConsole(socketPath string, size *specs.Box) (slave *os.File, err error)
 	if _, err := term.MakeRaw(fd); err != nil {
 		return nil, errors.Join(fmt.Errorf("console: set raw mode: %w", err), slave.Close())
 	}
-	if err := sendNamed(socketPath, name, master.Fd()); err != nil {
+	if err := fdpass.SendNamed(socketPath, name, master.Fd()); err != nil {
 		return nil, errors.Join(fmt.Errorf("console socket: %w", err), slave.Close())
 	}
 	return slave, nil
@@ -50,12 +52,12 @@ func openConsole(socketPath string, size *specs.Box) (slave *os.File, err error)
 func letGoOfStdio() error {
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return partError("open "+os.DevNull, err)
+		return fault.Wrap("open "+os.DevNull, err)
 	}
 	defer unix.Close(null)
 	for fd := range 3 {
 		if err := unix.Dup3(null, fd, 0); err != nil {
-			return partError("dup3", err)
+			return fault.Wrap("dup3", err)
 		}
 	}
 	return nil
@@ -102,7 +104,7 @@ func sendPidfd(pid int, socketPath string) error {
 		return fmt.Errorf("pidfd_open %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
-	if err := sendNamed(socketPath, "pidfd", uintptr(fd)); err != nil {
+	if err := fdpass.SendNamed(socketPath, "pidfd", uintptr(fd)); err != nil {
 		return fmt.Errorf("pidfd socket: %w", err)
 	}
 	return nil

@@ -12,8 +12,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"boxlite/internal/guestproto"
-	"boxlite/libvm/hostcgroup"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/hostcgroup"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
 // Container is one container as its state file describes it.
@@ -93,7 +94,7 @@ func (c *Container) Start() error {
 		if err != nil {
 			return errors.Join(c.afterVMLost(err), c.kill()) // as config.md says: generate an error, stop the container
 		}
-		if err := runHooks("poststart", c.Bundle, hooksOf(c.Spec).Poststart, c.ociState(specs.StateRunning)); err != nil {
+		if err := runHooks("poststart", c.Bundle, plan.Hooks(c.Spec).Poststart, c.ociState(specs.StateRunning)); err != nil {
 			return errors.Join(err, c.kill())
 		}
 		return nil
@@ -257,7 +258,7 @@ func (c *Container) remove() error {
 	if _, err := os.Stat(dir); err != nil {
 		dir = "" // the caller's: a bundle that has gone keeps no hook from running
 	}
-	if err := runHooks("poststop", dir, hooksOf(c.Spec).Poststop, c.ociState(specs.StateStopped)); err != nil {
+	if err := runHooks("poststop", dir, plan.Hooks(c.Spec).Poststop, c.ociState(specs.StateStopped)); err != nil {
 		c.rt.Log.Warn(err.Error(), "id", c.ID)
 	}
 	return nil
@@ -365,4 +366,28 @@ func standIns(pids []int, monitor, keeper int) []int {
 		}
 	}
 	return found
+}
+
+// locked runs f with the container's lock held and its state read anew.
+func (c *Container) locked(f func() error) error {
+	unlock, err := lock(c.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	state, err := readState(c.dir, stateFile)
+	if err != nil {
+		return err
+	}
+	c.State = *state
+	return f()
+}
+
+// request asks the monitor for something that has no answer but success.
+func (c *Container) request(req controlRequest) error {
+	conn, _, err := dialControl(c.dir, req)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }

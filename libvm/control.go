@@ -11,8 +11,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"boxlite/internal/guestproto"
-	"boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/libvm/fault"
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
+	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
 // The control socket is how boxlite's commands reach a container's monitor. A
@@ -91,7 +94,7 @@ var sentinelKinds = map[string]error{
 	"paused":      ErrPaused,
 	"vm-lost":     ErrVMLost,
 	"protocol":    ErrProtocol,
-	"no-answer":   errNoAnswer,
+	"no-answer":   vmm.ErrNoAnswer,
 }
 
 func toControlError(err error) *controlError {
@@ -142,9 +145,9 @@ func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.Unix
 		return nil, reply, err
 	}
 	defer d.Close()
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: viaFD(d, socketFile), Net: "unix"})
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: fdpass.Path(d, socketFile), Net: "unix"})
 	if err != nil {
-		return nil, reply, fmt.Errorf("%w (its monitor does not answer: %s)", ErrNotRunning, quiet(err.Error()))
+		return nil, reply, fmt.Errorf("%w (its monitor does not answer: %s)", ErrNotRunning, fault.Quiet(err.Error()))
 	}
 	defer func() {
 		if err != nil {
@@ -154,7 +157,7 @@ func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.Unix
 	if err := conn.SetDeadline(req.deadline()); err != nil {
 		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
 	}
-	if err := sendFiles(conn, stdio...); err != nil {
+	if err := fdpass.Send(conn, stdio...); err != nil {
 		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
 	}
 	if err := guestproto.WriteFrame(conn, req); err != nil {
@@ -196,7 +199,7 @@ const (
 // receiveRequest is the monitor's side of dialControl. The caller owns the
 // files, also when there is an error.
 func receiveRequest(conn *net.UnixConn) (req controlRequest, files []*os.File, err error) {
-	if files, err = receiveFiles(conn); err == nil {
+	if files, err = fdpass.Receive(conn); err == nil {
 		err = guestproto.ReadFrame(conn, guestproto.MaxRequest, &req)
 	}
 	return req, files, err

@@ -19,16 +19,25 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"boxlite/internal/guestproto"
-	"boxlite/libvm/accel"
-	"boxlite/libvm/hostcgroup"
-	"boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/accel"
+	"github.com/boxlite-oci/boxlite/libvm/fault"
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
+	"github.com/boxlite-oci/boxlite/libvm/guesttext"
+	"github.com/boxlite-oci/boxlite/libvm/hostcgroup"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
+	"github.com/boxlite-oci/boxlite/libvm/self"
+	"github.com/boxlite-oci/boxlite/libvm/turn"
+	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
 // CreateOptions are what a caller of create says beside the id.
 type CreateOptions struct {
 	// Bundle is the absolute path of the directory with config.json.
 	Bundle string
+	// Spec is what config.json says, as plan.LoadSpec has read it.
+	Spec *specs.Spec
 	// PidFile, if not empty, receives the monitor's pid as its last act.
 	PidFile string
 	// ConsoleSocket is the socket that a terminal's master goes to; it must be
@@ -43,190 +52,202 @@ type CreateOptions struct {
 // VM runs, and everything that can be wrong with it has been found. The caller
 // calls Start or Delete next. A failed Create leaves nothing behind.
 func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error) {
-	planned := r.Trace.Begin("create: read and rewrite config.json")
-	spec, err := LoadSpec(opts.Bundle)
-	if err != nil {
+	b := &birth{rt: r, spec: opts.Spec, opts: opts}
+	if err := b.decide(id); err != nil {
 		return nil, err
 	}
-	leaveHostNetwork(spec)
-	rootfs, err := rootfsOf(spec, opts.Bundle)
-	if err != nil {
-		return nil, err
-	}
-	terminal := spec.Process != nil && spec.Process.Terminal
-	if terminal != (opts.ConsoleSocket != "") {
-		if terminal {
-			return nil, errors.New("cannot allocate tty if runc will detach without setting console socket")
-		}
-		return nil, errors.New("cannot use console socket if runc will not detach or allocate tty")
-	}
-	facts, err := hostFacts(spec, opts.Bundle)
-	if err != nil {
-		return nil, err
-	}
-	plan, err := Rewrite(spec, rootfs, facts, r.Overrides)
-	if err != nil {
-		return nil, err
-	}
-	planned()
-	if err := checkNamespaces(spec); err != nil {
-		return nil, err
-	}
-	found, kernel, err := r.findParts(plan.Shape)
-	if err != nil {
-		return nil, err
-	}
-	acc, accelReason, err := accel.Resolve(r.Accel)
-	if err != nil {
-		return nil, err
-	}
-	r.Log.Debug("decided", "id", id, "kernel", plan.Shape.Kernel, "because", plan.Shape.KernelReason, "privileged", plan.Shape.Privileged,
-		"accel", acc, "accelBecause", accelReason, "memoryMiB", plan.Shape.MemoryMiB, "vcpus", plan.Shape.VCPUs)
-	templates, err := r.templatesFor(spec)
-	if err != nil {
-		return nil, err
-	}
-	dir, unlock, err := r.makeStateDir(id)
+	unlock, err := b.claim(id)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	netns, hasNet := networkNamespace(spec)
-	c := &Container{dir: dir, rt: r, State: State{
-		OCIVersion: spec.Version, ID: id, Bundle: opts.Bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(), Spec: spec,
-		Kernel: string(plan.Shape.Kernel), KernelReason: plan.Shape.KernelReason, Accel: acc.String(), Privileged: plan.Shape.Privileged,
-		MemoryMiB: plan.Shape.MemoryMiB, VCPUs: plan.Shape.VCPUs, NetNS: netns.Path,
-		OwnUserNS: os.Geteuid() != 0,
-	}}
-	fresh, _ := hostNamespaces(spec)
-	b := &birth{c: c, plan: plan, opts: opts}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.undo())
 		}
 	}()
-	b.cfg = monitorConfig{
-		ID: id, StateDir: dir, Plan: plan, Parts: found, Kernel: kernel, Accel: acc, Debug: r.Debug, Trace: r.Trace != nil, TemplateDir: templates,
-		ConsoleSocket: opts.ConsoleSocket, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
-		Sandbox: sandboxOf(spec), OwnUTS: fresh&unix.CLONE_NEWUTS != 0,
-		Hooks: hooksOf(spec).CreateContainer,
-	}
-	if spec.Process != nil {
-		b.cfg.SelinuxLabel, b.cfg.OOMScoreAdj = spec.Process.SelinuxLabel, spec.Process.OOMScoreAdj
-	}
-	if spec.Linux != nil {
-		b.cfg.MountLabel = spec.Linux.MountLabel
-	}
-	if acc == accel.TCG {
+	if b.accel == accel.TCG {
 		defer r.awaitTurn()()
 	}
 	if err := b.run(); err != nil {
 		return nil, err
 	}
 	// Only now: podman reads a failed create's log as one single message.
-	for _, w := range plan.Warnings {
+	for _, w := range b.plan.Warnings {
 		r.Log.Warn(w, "id", id)
 	}
-	c.monitor = b.monitor
-	return c, nil
+	b.c.monitor = b.monitor
+	return b.c, nil
 }
 
-// findParts finds the VM's parts: those that flags name before those that
-// config.json names before the installed ones.
-func (r *Runtime) findParts(shape Shape) (found *parts.Parts, kernel string, err error) {
-	options := r.Parts
-	if options.QEMU == "" {
-		options.QEMU = shape.Machine.QEMU
-	}
-	if found, err = parts.Find(options); err != nil {
-		return nil, "", err
-	}
-	if kernel = shape.Machine.Kernel; kernel == "" {
-		kernel, err = found.Kernel(shape.Kernel)
-		return found, kernel, err
-	}
-	if st, err := os.Stat(kernel); err != nil || !st.Mode().IsRegular() {
-		return nil, "", fmt.Errorf("vm.kernel.path: %s is no file that can be read", kernel)
-	}
-	return found, kernel, nil
-}
-
-// rootfsOf is the absolute path of root.path, which must be a directory.
-func rootfsOf(spec *specs.Spec, bundle string) (string, error) {
-	rootfs := spec.Root.Path
-	if !filepath.IsAbs(rootfs) {
-		rootfs = filepath.Join(bundle, rootfs)
-	}
-	rootfs, err := filepath.EvalSymlinks(rootfs)
-	if err != nil {
-		return "", fmt.Errorf("rootfs: %w", err)
-	}
-	st, err := os.Stat(rootfs)
-	if err != nil {
-		return "", fmt.Errorf("rootfs: %w", err)
-	}
-	if !st.IsDir() {
-		return "", fmt.Errorf("rootfs: %s is not a directory", rootfs)
-	}
-	return rootfs, nil
-}
-
-// birth is a container being made: what there is to undo if it fails.
+// birth is a container being made: what was decided, and what there is to undo if
+// it fails.
 type birth struct {
+	rt     *Runtime
+	spec   *specs.Spec
+	opts   CreateOptions
+	rootfs string
+
+	plan      *plan.Plan
+	parts     *parts.Parts
+	kernel    string // path
+	accel     accel.Accel
+	templates string // directory; empty for none
+
 	c       *Container
-	plan    *Plan
-	opts    CreateOptions
 	cfg     monitorConfig
 	cgroup  *hostcgroup.Cgroup
 	monitor *exec.Cmd
 	sync    *net.UnixConn
 }
 
+// decide finds everything that can be found to be wrong before there is anything of
+// the container, and what its VM will be.
+func (b *birth) decide(id string) error {
+	planned := b.rt.Trace.Begin("create: rewrite config.json")
+	err := b.makePlan()
+	planned()
+	if err != nil {
+		return err
+	}
+	if err := checkNamespaces(b.spec); err != nil {
+		return err
+	}
+	if err := b.findParts(); err != nil {
+		return err
+	}
+	var reason string
+	if b.accel, reason, err = accel.Resolve(b.rt.Accel); err != nil {
+		return err
+	}
+	shape := b.plan.Shape
+	b.rt.Log.Debug("decided", "id", id, "kernel", shape.Kernel, "because", shape.KernelReason, "privileged", shape.Privileged,
+		"accel", b.accel, "accelBecause", reason, "memoryMiB", shape.MemoryMiB, "vcpus", shape.VCPUs)
+	b.templates, err = b.rt.templatesFor(b.spec)
+	return err
+}
+
+// makePlan looks at the host and rewrites config.json.
+func (b *birth) makePlan() (err error) {
+	leaveHostNetwork(b.spec)
+	if b.rootfs, err = plan.Rootfs(b.spec, b.opts.Bundle); err != nil {
+		return err
+	}
+	if err := checkConsole(b.spec, b.opts.ConsoleSocket); err != nil {
+		return err
+	}
+	facts, err := plan.LookAtHost(b.spec, b.opts.Bundle)
+	if err != nil {
+		return err
+	}
+	b.plan, err = plan.Rewrite(b.spec, b.rootfs, facts, b.rt.Overrides)
+	return err
+}
+
+// checkConsole has a terminal and a socket for it come together. The texts are runc's.
+func checkConsole(spec *specs.Spec, socket string) error {
+	terminal := spec.Process != nil && spec.Process.Terminal
+	switch {
+	case terminal && socket == "":
+		return errors.New("cannot allocate tty if runc will detach without setting console socket")
+	case !terminal && socket != "":
+		return errors.New("cannot use console socket if runc will not detach or allocate tty")
+	}
+	return nil
+}
+
+// findParts finds the VM's parts: those that flags name before those that
+// config.json names before the installed ones.
+func (b *birth) findParts() (err error) {
+	shape, options := b.plan.Shape, b.rt.Parts
+	options.QEMU = cmp.Or(options.QEMU, shape.Machine.QEMU)
+	if b.parts, err = parts.Find(options); err != nil {
+		return err
+	}
+	if b.kernel = shape.Machine.Kernel; b.kernel == "" {
+		b.kernel, err = b.parts.Kernel(shape.Kernel)
+		return err
+	}
+	if st, err := os.Stat(b.kernel); err != nil || !st.Mode().IsRegular() {
+		return fmt.Errorf("vm.kernel.path: %s is no file that can be read", b.kernel)
+	}
+	return nil
+}
+
+// claim makes the container's state directory, and puts down what the monitor is to
+// be told. The returned function releases the container's lock.
+func (b *birth) claim(id string) (unlock func(), err error) {
+	dir, unlock, err := b.rt.makeStateDir(id)
+	if err != nil {
+		return nil, err
+	}
+	netns, hasNet := networkNamespace(b.spec)
+	b.c = &Container{dir: dir, rt: b.rt, State: State{
+		OCIVersion: b.spec.Version, ID: id, Bundle: b.opts.Bundle, Rootfs: b.rootfs, Created: time.Now().UTC(), Owner: owner(), Spec: b.spec,
+		Shape: b.plan.Shape, Accel: b.accel.String(), NetNS: netns.Path, OwnUserNS: os.Geteuid() != 0,
+	}}
+	fresh, _ := hostNamespaces(b.spec)
+	b.cfg = monitorConfig{
+		ID: id, StateDir: dir, Plan: b.plan, Parts: b.parts, Kernel: b.kernel, Accel: b.accel, Debug: b.rt.Debug, Trace: b.rt.Trace != nil,
+		TemplateDir: b.templates, ConsoleSocket: b.opts.ConsoleSocket, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
+		Sandbox: plan.Sandbox(b.spec), OwnUTS: fresh&unix.CLONE_NEWUTS != 0, Hooks: plan.Hooks(b.spec).CreateContainer,
+	}
+	if p := b.spec.Process; p != nil {
+		b.cfg.SelinuxLabel, b.cfg.OOMScoreAdj = p.SelinuxLabel, p.OOMScoreAdj
+	}
+	if l := b.spec.Linux; l != nil {
+		b.cfg.MountLabel = l.MountLabel
+	}
+	return unlock, nil
+}
+
 // run is the creator's side of the sequence drawn at RunMonitor.
 func (b *birth) run() error {
-	spec, steps := b.c.Spec, b.c.rt.Trace
-	started := steps.Begin("create: start the monitor")
-	err := b.startMonitor()
-	started()
-	if err != nil {
-		return err
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"create: start the monitor", b.startMonitor},
+		{"create: make the cgroup", b.enterCgroup},
+		{"create: hooks", b.configureAndHook},
+		{"create: await the monitor", b.awaitReady},
+		{"create: write state and pid file", b.commit},
+	} {
+		done := b.rt.Trace.Begin(step.name)
+		err := step.do()
+		done()
+		if err != nil {
+			return err
+		}
 	}
-	pid := b.monitor.Process.Pid
-	st, err := statProcess(pid)
-	if err != nil {
-		return partError("look at the monitor", err)
-	}
-	b.c.Pid, b.c.PidStart = pid, st.start
-	entered := steps.Begin("create: make the cgroup")
-	err = b.enterCgroup()
-	entered()
-	if err != nil {
-		return err
-	}
+	return nil
+}
+
+// configureAndHook tells the monitor what to do, and runs the hooks of the runtime's
+// namespace beside that.
+func (b *birth) configureAndHook() error {
 	b.cfg.State = b.c.ociState(specs.StateCreated)
 	if err := guestproto.WriteFrame(b.sync, b.cfg); err != nil {
-		return partError("configure the monitor", err)
+		return fault.Wrap("configure the monitor", err)
 	}
-	hooks, hooked := hooksOf(spec), steps.Begin("create: hooks")
+	hooks := plan.Hooks(b.spec)
 	//lint:ignore SA1019 deprecated in the spec, but what docker uses
-	err = runHooks("prestart", b.c.Bundle, hooks.Prestart, b.cfg.State)
+	err := runHooks("prestart", b.c.Bundle, hooks.Prestart, b.cfg.State)
 	if err == nil {
 		err = runHooks("createRuntime", b.c.Bundle, hooks.CreateRuntime, b.cfg.State)
 	}
 	if err != nil {
 		return cmp.Or(b.reasonForEnd(), err)
 	}
-	hooked()
 	// A failure of this write shows as the end of the monitor in the next read,
 	// which has its reason.
 	_ = guestproto.WriteFrame(b.sync, monitorEvent{Event: eventHooksDone})
-	awaited := steps.Begin("create: await the monitor")
-	err = b.awaitReady()
-	awaited()
-	if err != nil {
-		return err
-	}
-	defer steps.Begin("create: write state and pid file")()
+	return nil
+}
+
+// commit writes down that the container is there, and lets go of the monitor. The pid
+// file goes with a container that fails after it was written.
+func (b *birth) commit() error {
 	if err := writeState(b.c.dir, stateFile, &b.c.State); err != nil {
 		return err
 	}
@@ -234,69 +255,103 @@ func (b *birth) run() error {
 		return err
 	}
 	if b.opts.PidFile != "" {
-		if err := replaceFile(b.opts.PidFile, []byte(strconv.Itoa(pid)), 0o644); err != nil {
+		if err := replaceFile(b.opts.PidFile, []byte(strconv.Itoa(b.c.Pid)), 0o644); err != nil {
 			return fmt.Errorf("pid file: %w", err)
 		}
 	}
 	if err := guestproto.WriteFrame(b.sync, monitorEvent{Event: eventCommitted}); err != nil {
-		return partError("the monitor has ended", err)
+		err = fault.Wrap("the monitor has ended", err)
+		if b.opts.PidFile != "" {
+			err = errors.Join(err, os.Remove(b.opts.PidFile))
+		}
+		return err
 	}
 	return b.sync.Close()
 }
 
 // startMonitor starts the monitor, which waits for its configuration.
 func (b *birth) startMonitor() error {
-	var theirs *os.File
-	var err error
-	if b.sync, theirs, err = Socketpair(); err != nil {
-		return partError("socket to the monitor", err)
+	conn, theirs, err := fdpass.Socketpair()
+	if err != nil {
+		return fault.Wrap("socket to the monitor", err)
 	}
+	defer theirs.Close() // the child has its own
+	b.sync = conn
+	mounts, err := sharedMounts(b.spec)
+	if err != nil {
+		return err
+	}
+	if mounts != nil {
+		defer mounts.Close()
+	}
+	cmd, err := b.monitorCommand(theirs, mounts)
+	if err != nil {
+		return err
+	}
+	fresh, join := hostNamespaces(b.spec)
+	if fresh, err = b.userNamespace(cmd.SysProcAttr, fresh); err != nil {
+		return err
+	}
+	if err := startIn(cmd, fresh, join); err != nil {
+		return err
+	}
+	b.monitor = cmd
+	st, err := statProcess(cmd.Process.Pid)
+	if err != nil {
+		return fault.Wrap("look at the monitor", err)
+	}
+	b.c.Pid, b.c.PidStart = cmd.Process.Pid, st.start
+	return b.setMonitorOOMScore(fresh&unix.CLONE_NEWUSER != 0)
+}
+
+// monitorCommand is the monitor, which stands for the container's process wherever
+// the host's pids are looked at. The mount namespace that it joins may be nil.
+func (b *birth) monitorCommand(sync, mounts *os.File) (*exec.Cmd, error) {
 	var shown []string
-	if p := b.c.Spec.Process; p != nil {
+	if p := b.spec.Process; p != nil {
 		shown = p.Args
 	}
-	cmd, err := selfCommand(b.c.rt.SelfArgs, shown, "monitor", b.c.ID)
+	cmd, err := self.Command(b.rt.SelfArgs, shown, "monitor", b.c.ID)
 	if err != nil {
-		return errors.Join(err, theirs.Close())
+		return nil, err
 	}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(b.opts.Stdio.Stdin), file(b.opts.Stdio.Stdout), file(b.opts.Stdio.Stderr)
-	cmd.ExtraFiles = []*os.File{theirs}
-	mounts, err := sharedMounts(b.c.Spec)
-	if err != nil {
-		return errors.Join(err, theirs.Close())
-	}
+	stdio := b.opts.Stdio
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(stdio.Stdin), file(stdio.Stdout), file(stdio.Stderr)
+	cmd.ExtraFiles = []*os.File{sync}
 	if mounts != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, mounts)
 		b.cfg.SharedMountsFD = 3 + len(cmd.ExtraFiles) - 1
-		defer mounts.Close()
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	fresh, join := hostNamespaces(b.c.Spec)
+	return cmd, nil
+}
+
+// userNamespace adds the user namespace that the monitor needs to the fresh ones
+// (clone flags), and says who is who in it.
+func (b *birth) userNamespace(attr *syscall.SysProcAttr, fresh uintptr) (uintptr, error) {
 	switch {
 	case b.c.OwnUserNS:
-		fresh |= becomeRoot(cmd.SysProcAttr)
+		return fresh | becomeRoot(attr), nil
 	case fresh&unix.CLONE_NEWUSER != 0:
-		if err := mapIdentity(cmd.SysProcAttr); err != nil {
-			return errors.Join(err, theirs.Close())
-		}
+		return fresh, mapIdentity(attr)
 	}
-	if err := startIn(cmd, fresh, join); err != nil {
-		return errors.Join(err, theirs.Close())
+	return fresh, nil
+}
+
+// setMonitorOOMScore is for the host's root and a monitor in a user namespace: that
+// one may only raise its score, the host's root may lower it too.
+func (b *birth) setMonitorOOMScore(ownUsers bool) error {
+	adj := b.cfg.OOMScoreAdj
+	if adj == nil || !ownUsers || b.c.OwnUserNS || userns.RunningInUserNS() {
+		return nil
 	}
-	b.monitor = cmd
-	if adj := b.cfg.OOMScoreAdj; adj != nil && fresh&unix.CLONE_NEWUSER != 0 && !b.c.OwnUserNS && !userns.RunningInUserNS() {
-		// The monitor in its user namespace may only raise its score, the host's root may lower it too.
-		if err := setOOMScore(cmd.Process.Pid, *adj); err != nil {
-			return errors.Join(err, theirs.Close())
-		}
-		b.cfg.OOMScoreAdj = nil
-	}
-	return theirs.Close()
+	b.cfg.OOMScoreAdj = nil
+	return setOOMScore(b.monitor.Process.Pid, *adj)
 }
 
 func setOOMScore(pid, score int) error {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0); err != nil {
-		return partError(fmt.Sprintf("set oom_score_adj %d", score), err)
+		return fault.Wrap(fmt.Sprintf("set oom_score_adj %d", score), err)
 	}
 	return nil
 }
@@ -315,11 +370,11 @@ func file(f *os.File) interface {
 // enterCgroup puts the monitor into the container's cgroup before it has any
 // child.
 func (b *birth) enterCgroup() error {
-	if b.c.rt.NoCgroup {
+	if b.rt.NoCgroup {
 		return writeState(b.c.dir, birthFile, &b.c.State)
 	}
 	cg, err := hostcgroup.New(hostcgroup.Config{
-		Path: cgroupsPath(b.c.Spec), ID: b.c.ID, Systemd: b.c.rt.SystemdCgroup, Rootless: os.Geteuid() != 0,
+		Path: plan.CgroupsPath(b.spec), ID: b.c.ID, Systemd: b.rt.SystemdCgroup, Rootless: os.Geteuid() != 0,
 	})
 	if err != nil {
 		return cgroupError(err)
@@ -331,7 +386,7 @@ func (b *birth) enterCgroup() error {
 	if err := cg.Apply(b.monitor.Process.Pid); err != nil {
 		return cgroupError(err)
 	}
-	if err := cg.Set(resourcesOf(b.c.Spec), overhead(b.plan.Shape)); err != nil {
+	if err := cg.Set(plan.Resources(b.spec), overhead(b.plan.Shape)); err != nil {
 		return cgroupError(err)
 	}
 	b.cfg.MemoryCgroup = cg.MemoryDir()
@@ -346,22 +401,8 @@ func (b *birth) record() error {
 	return writeState(b.c.dir, birthFile, &b.c.State)
 }
 
-// cgroupError keeps the file's name, which partError would lose.
-func cgroupError(err error) error { return errors.New("cgroup: " + quiet(err.Error())) }
-
-func cgroupsPath(spec *specs.Spec) string {
-	if spec.Linux == nil {
-		return ""
-	}
-	return spec.Linux.CgroupsPath
-}
-
-func resourcesOf(spec *specs.Spec) *specs.LinuxResources {
-	if spec.Linux == nil {
-		return nil
-	}
-	return spec.Linux.Resources
-}
+// cgroupError keeps the file's name, which Wrap would lose.
+func cgroupError(err error) error { return errors.New("cgroup: " + fault.Quiet(err.Error())) }
 
 // What QEMU, virtiofsd and the monitor need beside the guest's memory and the
 // container's processes: measured at rest 64 MiB and 30 threads, and room for
@@ -373,8 +414,8 @@ const (
 
 // overhead is what the VM adds to the container's limits on the host. The guest
 // holds the container to the exact ones.
-func overhead(s Shape) hostcgroup.Overhead {
-	return hostcgroup.Overhead{MemoryBytes: int64(guestRoomMiB+overheadMiB) << 20, Pids: overheadPids}
+func overhead(s plan.Shape) hostcgroup.Overhead {
+	return hostcgroup.Overhead{MemoryBytes: int64(plan.GuestRoomMiB+overheadMiB) << 20, Pids: overheadPids}
 }
 
 // awaitReady reads the monitor's answer. A monitor that ends without one died
@@ -391,7 +432,7 @@ func (b *birth) awaitReady() error {
 		return b.awaitReady()
 	}
 	if ev.Event == eventReady {
-		b.c.rt.Trace.Add("monitor", 0, ev.Trace)
+		b.rt.Trace.Add("monitor", 0, ev.Trace)
 		b.c.Template = ev.Template
 		if ev.Warning != "" {
 			b.plan.Warnings = append(b.plan.Warnings, ev.Warning)
@@ -420,14 +461,14 @@ func (b *birth) reasonForEnd() error {
 
 // adopt makes a standby VM's processes ones of the container's: they join its
 // cgroup, and the kernel's choice of what to kill for want of memory is the same.
-func (b *birth) adopt(vm *handover) error {
+func (b *birth) adopt(vm *vmm.Handover) error {
 	score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", b.monitor.Process.Pid))
 	if err != nil {
-		return partError("read the monitor's oom_score_adj", err)
+		return fault.Wrap("read the monitor's oom_score_adj", err)
 	}
 	pids, err := childrenOf(vm.Keeper)
 	if err != nil {
-		return partError("look for a standby VM's QEMU", err)
+		return fault.Wrap("look for a standby VM's QEMU", err)
 	}
 	for _, pid := range append(pids, vm.Keeper) {
 		if b.cgroup != nil {
@@ -436,7 +477,7 @@ func (b *birth) adopt(vm *handover) error {
 			}
 		}
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), score, 0); err != nil {
-			b.plan.warnf("oom_score_adj of the VM stays what it was while it stood by: %v", err)
+			b.plan.Warnf("oom_score_adj of the VM stays what it was while it stood by: %v", err)
 		}
 	}
 	b.c.Keeper = vm.Keeper
@@ -460,7 +501,7 @@ func consoleTail(dir string) string {
 	if said = strings.TrimSpace(said); said == "" {
 		return ""
 	}
-	return fmt.Sprintf(" (guest console: %q)", guestText(said))
+	return fmt.Sprintf(" (guest console: %q)", guesttext.Harmless(said))
 }
 
 // undo takes back whatever there is of a container that could not be made.
@@ -479,11 +520,11 @@ func (b *birth) undo() error {
 // the VM starts all the same.
 func (r *Runtime) awaitTurn() (release func()) {
 	defer r.Trace.Begin("create: wait for a turn")()
-	release, err := takeTurn(r.TurnFile, runtime.NumCPU(), turnPatience)
+	release, err := turn.Take(r.TurnFile, runtime.NumCPU(), turn.Patience)
 	if err != nil {
 		r.Log.Debug("started out of turn", "because", err)
 		return func() {}
 	}
-	time.AfterFunc(turnLimit, release)
+	time.AfterFunc(turn.Limit, release)
 	return release
 }

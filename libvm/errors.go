@@ -3,7 +3,8 @@ package libvm
 import (
 	"errors"
 
-	"boxlite/libvm/controlport"
+	"github.com/boxlite-oci/boxlite/libvm/controlport"
+	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
 // Sentinels of a container's life. Callers of runc match these texts
@@ -27,4 +28,4 @@ var ErrProtocol = controlport.ErrViolation
 
 // ErrVMLost is what a request gets when the VM or its monitor has gone while
 // the request was under way.
-var ErrVMLost = errLost
+var ErrVMLost = vmm.ErrLost

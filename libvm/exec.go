@@ -13,9 +13,12 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"boxlite/internal/guestproto"
-	"boxlite/libvm/hostcgroup"
-	"boxlite/libvm/lockdown"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/fault"
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
+	"github.com/boxlite-oci/boxlite/libvm/hostcgroup"
+	"github.com/boxlite-oci/boxlite/libvm/lockdown"
+	"github.com/boxlite-oci/boxlite/libvm/self"
 )
 
 // ExecOptions are what a caller of exec says.
@@ -85,11 +88,11 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 	defer c.rt.Trace.Begin("exec: start the process that stands for it")()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return partError("socketpair", err)
+		return fault.Wrap("socketpair", err)
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "exec process"), os.NewFile(uintptr(pair[1]), "exec")
 	defer ours.Close()
-	cmd, err := selfCommand(c.rt.SelfArgs, opts.Process.Args, "exec-process", c.ID)
+	cmd, err := self.Command(c.rt.SelfArgs, opts.Process.Args, "exec-process", c.ID)
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
@@ -137,11 +140,11 @@ func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
 		cfg.Mounts = fmt.Sprintf("/proc/%d/ns/mnt", c.Pid)
 	}
 	if err := guestproto.WriteFrame(sync, cfg); err != nil {
-		return partError("configure the exec process", err)
+		return fault.Wrap("configure the exec process", err)
 	}
 	var ev monitorEvent
 	if err := guestproto.ReadFrame(sync, guestproto.MaxReply, &ev); err != nil {
-		return partError("the exec process has ended", err)
+		return fault.Wrap("the exec process has ended", err)
 	}
 	if ev.Event != eventReady {
 		return ev.Error.err()
@@ -166,7 +169,7 @@ func RunExec(sync *net.UnixConn, log *slog.Logger) int {
 	loadTimeZone()
 	x, err := beginExec(sync)
 	if err == nil {
-		if err = partError("give up privileges", lockdown.Enter()); err != nil {
+		if err = fault.Wrap("give up privileges", lockdown.Enter()); err != nil {
 			err = errors.Join(err, x.conn.Close()) // which ends the guest's process
 		}
 	}
@@ -241,7 +244,7 @@ func startExec(dir string, params *execParams, stdio Stdio) (*execSession, error
 	}
 	x.conn = conn
 	if x.tty == nil {
-		closeAll(files)
+		fdpass.CloseAll(files)
 	} else {
 		x.resize() // errors show again with the next change of size
 	}

@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/console"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 )
 
 // Foreground makes the calling process stand for a container: it has the
@@ -77,7 +79,7 @@ func (fg *Foreground) Attach(ctr *Container, tty, out *os.File) error {
 }
 
 func (fg *Foreground) receiveMaster() error {
-	master, err := receiveNamed(fg.listener)
+	master, err := fdpass.ReceiveNamed(fg.listener)
 	if err != nil {
 		return fmt.Errorf("console socket: %w", err)
 	}

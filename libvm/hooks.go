@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/libvm/fault"
 )
 
 // runHooks runs hooks in dir, one after the other with state on their stdin, as
@@ -34,7 +36,7 @@ func runHook(dir string, h specs.Hook, state []byte) error {
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
 		defer cancel()
 	}
-	out := &tailBuffer{limit: 4 << 10}
+	out := &fault.Tail{Limit: 4 << 10}
 	cmd := exec.CommandContext(ctx, h.Path)
 	if len(h.Args) > 0 {
 		cmd.Args = h.Args
@@ -52,12 +54,4 @@ func runHook(dir string, h specs.Hook, state []byte) error {
 		return fmt.Errorf("error running hook: %w, output: %s", err, out)
 	}
 	return nil
-}
-
-// hooksOf returns the spec's hooks, never nil.
-func hooksOf(spec *specs.Spec) *specs.Hooks {
-	if spec.Hooks == nil {
-		return &specs.Hooks{}
-	}
-	return spec.Hooks
 }

@@ -14,10 +14,12 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"boxlite/internal/guestproto"
-	"boxlite/internal/trace"
-	"boxlite/libvm/accel"
-	"boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/libvm/accel"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
+	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
 // exitVMLost is what a container's status is when its VM ended under it: QEMU
@@ -29,7 +31,7 @@ const exitVMLost = 255
 type monitorConfig struct {
 	ID       string       `json:"id"`
 	StateDir string       `json:"stateDir"`
-	Plan     *Plan        `json:"plan"`
+	Plan     *plan.Plan   `json:"plan"`
 	Parts    *parts.Parts `json:"parts"`
 	Kernel   string       `json:"kernel"` // path of the vmlinux
 	Accel    accel.Accel  `json:"accel"`
@@ -66,7 +68,7 @@ type monitorEvent struct {
 	Event string        `json:"event"`
 	Error *controlError `json:"error,omitempty"`
 	// Adopted comes with eventAdopted.
-	Adopted *handover `json:"adopted,omitempty"`
+	Adopted *vmm.Handover `json:"adopted,omitempty"`
 	// Template and Warning come with ready: the origin of the VM.
 	Template string `json:"template,omitempty"`
 	Warning  string `json:"warning,omitempty"`
@@ -87,9 +89,9 @@ type monitor struct {
 	cfg    monitorConfig
 	log    *slog.Logger
 	steps  *trace.Recorder // of create; nil if nobody asked
-	vmm    *vmm
+	vmm    *vmm.VM
 	began  time.Time // of the VM's start
-	origin origin
+	origin vmm.Origin
 	guest  *guest
 	net    *network
 
@@ -157,7 +159,7 @@ const answerPatience = 10 * time.Second
 
 // commit tells create that all is ready and waits until it has told the world.
 func (m *monitor) commit(sync *net.UnixConn) error {
-	ready := monitorEvent{Event: eventReady, Template: m.origin.template, Warning: m.origin.warning, Trace: m.steps.Take()}
+	ready := monitorEvent{Event: eventReady, Template: m.origin.Template, Warning: m.origin.Warning, Trace: m.steps.Take()}
 	if err := guestproto.WriteFrame(sync, ready); err != nil {
 		return err
 	}
@@ -184,15 +186,15 @@ func (m *monitor) waitInit() int {
 		m.mu.Lock()
 		failed := m.failed
 		m.mu.Unlock()
-		m.log.Warn("the VM has ended under the container", "because", failed, "processes", m.vmm.lastWords())
-		m.vmm.kill() // a guest without its files goes on for as long as nobody ends it, and keeps the streams open
+		m.log.Warn("the VM has ended under the container", "because", failed, "processes", m.vmm.LastWords())
+		m.vmm.Kill() // a guest without its files goes on for as long as nobody ends it, and keeps the streams open
 	}
 	if m.relay != nil {
 		m.relay.drain(m.killed)
 	}
 	status := ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}
 	if m.wasKilled() {
-		m.vmm.kill() // whoever waits for an answer of the guest's has waited enough
+		m.vmm.Kill() // whoever waits for an answer of the guest's has waited enough
 		if status.Code == exitVMLost {
 			status = ExitStatus{Signal: int(unix.SIGKILL)}
 		}
@@ -204,7 +206,7 @@ func (m *monitor) waitInit() int {
 // stop ends the VM. What the container wrote is in the host's files by then.
 func (m *monitor) stop() {
 	if m.vmm != nil {
-		m.vmm.close()
+		m.vmm.Close()
 	}
 	if m.net != nil {
 		m.net.detach()
@@ -301,7 +303,7 @@ func (m *monitor) wasKilled() bool {
 func (m *monitor) endVM() {
 	select {
 	case <-m.ended:
-		time.AfterFunc(outputPatience, m.vmm.kill)
+		time.AfterFunc(outputPatience, m.vmm.Kill)
 	default:
 		m.fail(errors.New("the guest did not end on SIGKILL"))
 	}
@@ -318,7 +320,7 @@ func (m *monitor) fail(reason error) {
 	}
 	m.mu.Unlock()
 	m.log.Warn("ending the VM", "because", reason)
-	m.vmm.kill()
+	m.vmm.Kill()
 }
 
 // start looks at the network namespace as it is now, gives the guest interfaces
@@ -369,7 +371,7 @@ func (m *monitor) startWithHooks(req guestproto.StartRequest) error {
 	c := m.guest.begin(guestproto.OpStart, req, nil, 0)
 	for {
 		stream, err := c.await(within(hookLook))
-		if !errors.Is(err, errNoAnswer) {
+		if !errors.Is(err, vmm.ErrNoAnswer) {
 			if stream != nil {
 				_ = stream.Close() // nothing follows the reply
 			}

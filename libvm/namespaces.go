@@ -12,6 +12,8 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/fault"
 )
 
 // cloneFlags are the namespace types of the runtime spec and the kernel's names
@@ -197,7 +199,7 @@ func startIn(cmd *exec.Cmd, fresh uintptr, join []specs.LinuxNamespace) error {
 				}
 			}
 			if err := cmd.Start(); err != nil {
-				return partError("start boxlite again", err)
+				return fault.Wrap("start boxlite again", err)
 			}
 			return nil
 		}()

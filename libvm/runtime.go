@@ -10,8 +10,12 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"boxlite/internal/trace"
-	"boxlite/libvm/parts"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
+	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
 // Runtime is where a caller's containers are kept and how their VMs are made.
@@ -36,7 +40,7 @@ type Runtime struct {
 	// runtimes of a user. It is made when it is missing, and never removed.
 	TurnFile string
 	// Overrides are the VM's shape as flags ask for it.
-	Overrides Overrides
+	Overrides plan.Overrides
 	// Debug makes the guest log its steps to the console log.
 	Debug bool
 	// SelfArgs are the global flags with which the program is started again to
@@ -50,8 +54,8 @@ type Runtime struct {
 }
 
 // Factory is what makes the VMs of this runtime's containers.
-func (r *Runtime) Factory() *Factory {
-	return &Factory{Parts: r.Parts, Accel: r.Accel, TemplateDir: r.TemplateDir, TurnFile: r.TurnFile, SelfArgs: r.SelfArgs, Log: r.Log}
+func (r *Runtime) Factory() *vmm.Factory {
+	return &vmm.Factory{Parts: r.Parts, Accel: r.Accel, TemplateDir: r.TemplateDir, TurnFile: r.TurnFile, SelfArgs: r.SelfArgs, Log: r.Log}
 }
 
 // Load finds a container by its id. The error matches ErrNotExist or
@@ -140,4 +144,16 @@ func owner() string {
 		return u.Username
 	}
 	return uid
+}
+
+// templatesFor is the store for a container, or empty if its VM shall boot.
+func (r *Runtime) templatesFor(spec *specs.Spec) (dir string, err error) {
+	switch value := spec.Annotations[plan.AnnotationTemplate]; value {
+	case "", "auto":
+		return r.TemplateDir, nil
+	case "off":
+		return "", nil
+	default:
+		return "", fmt.Errorf("annotation %s=%q: auto or off", plan.AnnotationTemplate, value)
+	}
 }

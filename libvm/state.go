@@ -15,7 +15,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"boxlite/libvm/hostcgroup"
+	"github.com/boxlite-oci/boxlite/libvm/hostcgroup"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
 // Status of a container, in the words of the runtime spec.
@@ -46,12 +47,9 @@ type State struct {
 	// Spec is config.json as it was at create; later edits have no effect.
 	Spec *specs.Spec `json:"spec"`
 
-	Kernel       string `json:"kernel"`
-	KernelReason string `json:"kernelReason"`
-	Accel        string `json:"accel"`
-	Privileged   bool   `json:"privileged"`
-	MemoryMiB    int    `json:"memoryMiB"`
-	VCPUs        int    `json:"vcpus"`
+	// Shape is the VM's; an update may have given it more memory.
+	plan.Shape
+	Accel string `json:"accel"`
 	// Template is the key of the template that the VM is a copy of; empty if it
 	// has booted.
 	Template string `json:"template,omitempty"`

@@ -2,13 +2,12 @@ package libvm
 
 import (
 	"errors"
-	"fmt"
 	"math"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"boxlite/internal/guestproto"
-	"boxlite/libvm/hostcgroup"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/hostcgroup"
 )
 
 // Stats is what a container uses, in the form of runc's events command. CPU,
@@ -135,39 +134,6 @@ const (
 	maxDetails    = 128
 	maxDetailName = 64
 )
-
-// checkStats bounds what a guest says.
-func checkStats(r *guestproto.StatsReply) error {
-	if len(r.Memory.Detail) > maxDetails {
-		return fmt.Errorf("guest: stats: %d details of memory", len(r.Memory.Detail))
-	}
-	for name := range r.Memory.Detail {
-		if len(name) > maxDetailName || !validID.MatchString(name) {
-			return fmt.Errorf("guest: stats: detail of memory called %.80q", name)
-		}
-	}
-	return nil
-}
-
-// stats asks the guest, or remembers what a pause found.
-func (m *monitor) stats() (*guestproto.StatsReply, error) {
-	if !m.paused.gate.enter(nil) {
-		if last := m.paused.stats.Load(); last != nil {
-			return last, nil
-		}
-		return nil, errors.New("no stats: the container is paused, and the guest did not give any before")
-	}
-	defer m.paused.gate.leave()
-	return m.guest.stats(promptly)
-}
-
-func (g *guest) stats(p patience) (*guestproto.StatsReply, error) {
-	r := new(guestproto.StatsReply)
-	if err := g.call(guestproto.OpStats, nil, r, p); err != nil {
-		return nil, err
-	}
-	return r, checkStats(r)
-}
 
 // An Event is what a container's life brings besides its usage; so far, that the
 // guest's kernel has killed a process of it for lack of memory.

@@ -1,12 +1,13 @@
 package libvm
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"strings"
 	"testing"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 func TestStatsOf(t *testing.T) {
@@ -66,5 +67,21 @@ func TestOOMCount(t *testing.T) {
 	<-changed
 	if o.raise(1); kills != 0 || o.kills != 2 {
 		t.Errorf("count = %d after %d, want 2 after 0", o.kills, kills)
+	}
+}
+
+// wantJSON compares values by their JSON.
+func wantJSON(t *testing.T, what string, got, want any) {
+	t.Helper()
+	g, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(g) != string(w) {
+		t.Errorf("%s = %s, want %s", what, g, w)
 	}
 }

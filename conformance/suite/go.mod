@@ -1,6 +1,6 @@
 // The programs of the OCI runtime-tools validation suite, kept out of the product's go.mod so that their dependencies do
 // not choose versions for it. runtime-spec's version is the ociVersion that they write.
-module boxlite/conformance/suite
+module github.com/boxlite-oci/boxlite/conformance/suite
 
 go 1.26.0
 

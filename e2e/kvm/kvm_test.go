@@ -34,8 +34,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"boxlite/libvm/accel"
-	"boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm/accel"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
 )
 
 // boxliteKVM is boxlite with inner VMs of one processor, half of what the outer VM has. An inner VM that takes all of them
@@ -104,7 +104,7 @@ func TestNested(t *testing.T) {
 
 	ok("create")
 	// C1 has booted and left a template, which c2 is a copy of.
-	want(t, "log of create", ok("create-log").Stdout, `msg="decided".* accel="kvm" accelBecause="usable"`, `msg="restored from template"`)
+	want(t, "log of create", ok("create-log").Stdout, `msg="decided".* accel="kvm" accelBecause="usable"`, `origin="copy of template`)
 	wantClock(t, ok("clock"))
 	ok("start")
 	var state struct{ Status, Accel, Kernel string }

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
 )
 
 // outerLimit is how long the outer VM may take from start to power off.

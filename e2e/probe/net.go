@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	"boxlite/e2e/stream"
+	"github.com/boxlite-oci/boxlite/e2e/stream"
 )
 
 // serve NETWORK ADDRESS echoes what it gets, over tcp or udp, and prints "listening" when it does.

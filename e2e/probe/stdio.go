@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"boxlite/e2e/stream"
+	"github.com/boxlite-oci/boxlite/e2e/stream"
 )
 
 // gen SEED SIZE writes a stream to stdout.

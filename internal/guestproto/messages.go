@@ -6,7 +6,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/internal/trace"
 )
 
 // Version is raised with every incompatible change. Host and guest come from

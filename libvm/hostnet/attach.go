@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"os"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // Options of Attach.

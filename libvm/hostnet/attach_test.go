@@ -15,10 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // The tests build this, every box a network namespace:

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // resolver plays Docker's: over UDP it truncates what begins with "big" and

@@ -11,10 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // FuzzDNS is what a hostile guest writes for queries. They are read to the byte, and

@@ -8,7 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // Programs in the namespace connect to the container at the link's own address:

@@ -8,10 +8,10 @@ import (
 	"slices"
 	"strings"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // Values of rtnetlink(7) that x/sys/unix lacks.

@@ -6,10 +6,10 @@ import (
 	"strings"
 	"testing"
 
-	"boxlite/internal/guestproto"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 func mustMAC(s string) net.HardwareAddr {

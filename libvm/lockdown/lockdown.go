@@ -16,7 +16,7 @@ import (
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
 
-	"boxlite/libvm/seccomp"
+	"github.com/boxlite-oci/boxlite/libvm/seccomp"
 )
 
 // Enter holds for all threads of the process and all that they will start, for good.

@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"boxlite/kernels"
+	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 // Options say where to look first. Empty fields leave it to Find.

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"boxlite/kernels"
+	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 func write(t *testing.T, path, content string, mode os.FileMode) string {

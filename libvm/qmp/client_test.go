@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 )
 
 // greeting is QEMU 7.2's, as recorded.
@@ -58,7 +60,7 @@ func (f *fakeQEMU) reply(id, member string) {
 
 func pair(t *testing.T) (*net.UnixConn, *fakeQEMU) {
 	t.Helper()
-	conn, peer, err := Socketpair()
+	conn, peer, err := fdpass.Socketpair()
 	if err != nil {
 		t.Fatal(err)
 	}

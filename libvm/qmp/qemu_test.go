@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 )
 
 // A real QEMU, with no machine in it: greeting, commands, an error, a file
@@ -15,7 +17,7 @@ func TestRealQEMU(t *testing.T) {
 	if err != nil {
 		t.Skip("no qemu-system-x86_64 on PATH")
 	}
-	conn, peer, err := Socketpair()
+	conn, peer, err := fdpass.Socketpair()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"boxlite/e2e/kvm"
+	"github.com/boxlite-oci/boxlite/e2e/kvm"
 )
 
 func main() {

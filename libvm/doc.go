@@ -1,0 +1,39 @@
+// Package libvm keeps containers, each in a virtual machine of its own. It has the
+// two sides of the host: Container, which is what a command of boxlite works on, and
+// the monitor, which is the process that owns a container's VM. monitor*.go is the
+// monitor, control.go the protocol between the two, and the rest is the commands'.
+//
+// # Who calls whom
+//
+//	commands (package main)
+//	   │
+//	   ▼
+//	Runtime, Container ──control.go──► monitor ──guestproto──► guestinit, in the guest
+//	   │                                 │
+//	   ▼                                 ▼
+//	plan   hostcgroup   turn   self     vmm   rootfs   hostnet   controlport   lockdown
+//	                                     │
+//	                                     ▼
+//	                                    qmp   template   parts   accel
+//
+// Arrows point down; imports_test.go of the main package holds them. Package plan is
+// pure. fault, guesttext and fdpass are leaves that all may use.
+//
+// # What is on disk, and who removes it
+//
+// A container has a directory below Runtime.Root, made by Create and removed by
+// Delete, DeleteRemains or a Create that fails (Container.remove):
+//
+//	state.json    what was decided and how far its life has come (State)
+//	birth.json    the same while Create is under way; then it is gone
+//	lock          held by each command that changes something, and by Create
+//	monitor.sock  where the monitor answers (control.go)
+//	console.log   what the guest's kernel and guestinit said, 256 KiB at most
+//	share/        an empty directory: virtiofsd's tree is mounted there for the monitor alone
+//	root/         likewise for QEMU's root
+//
+// Beside that there are the container's cgroup and what hostnet has put into a network
+// namespace that outlives the container, which go the same way; templates and standby
+// VMs below Runtime.TemplateDir, which outlive all containers (template.Store,
+// Factory.Standby); and Runtime.TurnFile, which stays.
+package libvm

@@ -1,0 +1,68 @@
+// Package guesttext makes what a guest says fit to be shown by a command: escaped,
+// capped, and without words that callers act on. Every text of a guest passes it.
+package guesttext
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+)
+
+// maxGuestText bounds a text of the guest's in an error or a log, in bytes. A
+// caller's pipe takes some 64 KiB before it blocks, and podman reads 8.
+const maxGuestText = 2 << 10
+
+// Callers of runc look for words in an error, and act on them. commandWords say that
+// the command is at fault (exit codes 126 and 127), stateWords that the container
+// has gone (runtime-contract section 1.4).
+var (
+	commandWords = regexp.MustCompile(`(?i)no such file|permission denied|operation not permitted|not a directory|is a directory|not found|cannot find the file|open executable`)
+	stateWords   = regexp.MustCompile(`(?i)not running|does not exist|no such process|already finished|invalid process|already exists`)
+)
+
+// Harmless makes a text of the guest's fit to be shown: of bounded length, without
+// control characters, and without words that a caller would act on. Those it
+// hyphenates.
+func Harmless(text string) string {
+	return hyphenate(commandWords, hyphenate(stateWords, printable(text, maxGuestText)))
+}
+
+// Error is a guest's error with a text that is fit to be shown, and with a code that
+// there is. The words about a command stay where the code says that it is about one.
+func Error(e *guestproto.Error) error {
+	text := printable(e.Message, maxGuestText)
+	switch e.Code {
+	case guestproto.CodeCommand:
+		return &guestproto.Error{Code: e.Code, Message: hyphenate(stateWords, text)}
+	case guestproto.CodeNoProcess, guestproto.CodeBadRequest, guestproto.CodeHook:
+		return &guestproto.Error{Code: e.Code, Message: Harmless(text)}
+	default:
+		return fmt.Errorf("guest: %w", &guestproto.Error{Code: guestproto.CodeInternal, Message: Harmless(text)})
+	}
+}
+
+func hyphenate(words *regexp.Regexp, text string) string {
+	return words.ReplaceAllStringFunc(text, func(s string) string { return strings.ReplaceAll(s, " ", "-") })
+}
+
+// printable escapes what is no printable character, as in Go's string literals, and
+// cuts the text off at that many bytes.
+func printable(text string, most int) string {
+	const cut = "..."
+	var b strings.Builder
+	for _, r := range text { // what is no UTF-8 comes as U+FFFD
+		s := string(r)
+		if !unicode.IsPrint(r) {
+			s = strings.Trim(strconv.QuoteRune(r), "'")
+		}
+		if b.Len()+len(s) > most-len(cut) {
+			return b.String() + cut
+		}
+		b.WriteString(s)
+	}
+	return b.String()
+}

@@ -1,0 +1,109 @@
+package libvm
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+)
+
+// pauseState is what the monitor knows of pauses.
+type pauseState struct {
+	gate gate
+	// changing is held while the processors are being stopped or let go.
+	changing sync.Mutex
+	stats    atomic.Pointer[guestproto.StatsReply] // of the last pause
+	queued   []queuedSignal                        // what was sent during the pause; the gate's lock guards it
+}
+
+type queuedSignal struct {
+	number int
+	all    bool
+}
+
+const (
+	// pausePatience is how long requests that are under way keep a pause waiting.
+	pausePatience = 5 * time.Second
+	// clockPatience is how long a resume waits for the guest to have set its clock.
+	clockPatience = 10 * time.Second
+)
+
+// ask makes a request of the guest if it is not paused.
+func (m *monitor) ask(op guestproto.Op, body, reply any) error {
+	if !m.paused.gate.enter(nil) {
+		return ErrPaused
+	}
+	defer m.paused.gate.leave()
+	return m.guest.call(op, body, reply, promptly)
+}
+
+// pause stops the VM's processors. It is no error if they are.
+func (m *monitor) pause() error {
+	m.paused.changing.Lock()
+	defer m.paused.changing.Unlock()
+	if m.paused.gate.isShut() {
+		return nil
+	}
+	if stats, err := m.guest.stats(within(pausePatience)); err == nil { // the guest can be asked no more
+		m.paused.stats.Store(stats)
+	}
+	m.paused.gate.shut(pausePatience)
+	err := m.vmm.Halt()
+	if err != nil {
+		m.paused.gate.open(func() {})
+		go func() { _ = m.vmm.Resume() }() // it may have stopped after all; QEMU takes commands in order
+	}
+	return err
+}
+
+// resume lets the processors go on and brings the guest up to date.
+func (m *monitor) resume() error {
+	queued, err := m.unpause()
+	if err != nil {
+		return err
+	}
+	clock := guestproto.ClockRequest{UnixNano: time.Now().UnixNano()}
+	if err := m.guest.call(guestproto.OpClock, clock, nil, within(clockPatience)); err != nil {
+		m.log.Warn("the guest's clock has not been set after the pause", "error", err)
+	}
+	go m.catchUp(queued)
+	return nil
+}
+
+// unpause is resume without what follows: for a SIGKILL, which nothing must hold up.
+func (m *monitor) unpause() (queued []queuedSignal, err error) {
+	m.paused.changing.Lock()
+	defer m.paused.changing.Unlock()
+	if !m.paused.gate.isShut() {
+		return nil, nil
+	}
+	if err := m.vmm.Resume(); err != nil {
+		return nil, err
+	}
+	m.paused.gate.open(func() { queued, m.paused.queued = m.paused.queued, nil })
+	return queued, nil
+}
+
+// catchUp hands on what came during a pause.
+func (m *monitor) catchUp(queued []queuedSignal) {
+	for _, s := range queued {
+		if err := m.signal(s.number, s.all); err != nil {
+			m.log.Debug("signal after the pause", "signal", s.number, "error", err)
+		}
+	}
+	if m.onTerminal() {
+		if err := m.resize(); err != nil {
+			m.log.Debug("resize after the pause", "error", err)
+		}
+	}
+}
+
+// queueSignal keeps a signal until the pause is over, each once, as the kernel
+// does with those of a frozen process.
+func (m *monitor) queueSignal(n int, all bool) {
+	if s := (queuedSignal{n, all}); n != 0 && !slices.Contains(m.paused.queued, s) {
+		m.paused.queued = append(m.paused.queued, s)
+	}
+}

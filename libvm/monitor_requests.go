@@ -1,0 +1,233 @@
+package libvm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
+	"github.com/boxlite-oci/boxlite/libvm/vmm"
+)
+
+// serve answers the control socket.
+func (m *monitor) serve(l *net.UnixListener) {
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			m.log.Warn("control socket", "error", err)
+			return
+		}
+		go func() {
+			defer conn.Close()
+			if err := m.answer(conn); err != nil && !errors.Is(err, io.EOF) {
+				m.log.Debug("control request", "error", err)
+			}
+		}()
+	}
+}
+
+func (m *monitor) answer(conn *net.UnixConn) error {
+	req, files, err := receiveRequest(conn)
+	if err != nil {
+		fdpass.CloseAll(files)
+		return err
+	}
+	if req.Op == controlExec {
+		return m.exec(conn, req.Exec, files)
+	}
+	fdpass.CloseAll(files)
+	if !m.answering.enter(nil) {
+		return controlReply{Error: toControlError(ErrNotRunning)}.send(conn)
+	}
+	defer m.answering.leave()
+	switch req.Op {
+	case controlStart:
+		return m.answerStart(conn, req.Trace)
+	case controlEvents:
+		return m.sendEvents(conn)
+	}
+	return m.carryOut(&req).send(conn)
+}
+
+// answerStart starts the container, and ends it unless all the world is told that it
+// runs: a start that fails, or whose command is killed before it has written that
+// down, leaves no process that nobody knows of.
+func (m *monitor) answerStart(conn *net.UnixConn, traced bool) error {
+	steps := recorder(traced)
+	err := m.start(steps)
+	if errors.Is(err, ErrRunning) {
+		return controlReply{Error: toControlError(err)}.send(conn)
+	}
+	if err != nil {
+		defer m.fail(fmt.Errorf("start: %w", err))
+	}
+	reply := controlReply{Error: toControlError(err), Trace: steps.Take()}
+	sendErr := reply.send(conn)
+	if err != nil {
+		return sendErr
+	}
+	var ev monitorEvent
+	if err := errors.Join(sendErr, guestproto.ReadFrame(conn, guestproto.MaxReply, &ev)); err != nil || ev.Event != eventCommitted {
+		m.fail(errors.New("start went away before it had written down that the container runs"))
+	}
+	return nil
+}
+
+// carryOut does what a request asks for that is over with its reply.
+func (m *monitor) carryOut(req *controlRequest) (reply controlReply) {
+	var err error
+	switch req.Op {
+	case controlSignal:
+		err = m.signal(req.Signal, req.All)
+	case controlPause:
+		err = m.pause()
+	case controlResume:
+		err = m.resume()
+	case controlUpdate:
+		err = m.update(req.Update)
+	case controlStats:
+		reply.Stats, err = m.stats()
+	default:
+		err = fmt.Errorf("unknown request %q", req.Op)
+	}
+	reply.Error = toControlError(err)
+	return reply
+}
+
+// exec runs a further process for the connection's other end.
+func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) error {
+	refuse := func(err error) error {
+		fdpass.CloseAll(files)
+		return controlReply{Error: toControlError(err)}.send(conn)
+	}
+	if p == nil || p.Process == nil || len(files) != stdioCount(p.Process) {
+		return refuse(errors.New("exec: malformed request"))
+	}
+	if p.IgnorePaused && (!m.paused.gate.await(m.ended) || hungUp(conn)) {
+		fdpass.CloseAll(files)
+		return ErrNotRunning
+	}
+	m.mu.Lock()
+	m.nextExec++
+	id := "exec" + strconv.Itoa(m.nextExec)
+	m.mu.Unlock()
+	stdio := Stdio{Stdin: files[0], Stdout: files[1]}
+	if !p.Process.Terminal {
+		stdio = pipes(files[0], files[1], files[2])
+	}
+	req := guestproto.ExecRequest{ID: id, Process: p.Process, Cgroup: p.Cgroup, NullStdin: stdio.Stdin == nil}
+	if err := m.startExec(req); err != nil {
+		return refuse(err)
+	}
+	relay, err := startRelay(m.guest, id, stdio)
+	if err != nil {
+		m.killExec(id)
+		return refuse(err)
+	}
+	if err := (controlReply{}).send(conn); err != nil {
+		m.killExec(id)
+		return err
+	}
+	go m.obeyExec(conn, id)
+	end, err := m.guest.wait(id)
+	if err != nil {
+		end.Signal = int(unix.SIGKILL) // it died with the VM
+	}
+	relay.drain(m.killed)
+	_ = files[0].Close() // the relay may be blocked in a read of it and ends with it
+	return guestproto.WriteFrame(conn, execExit{Status: ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}})
+}
+
+// startExec has the guest execute a process. One that the guest has begun to start
+// when the patience for it is over does not stay.
+func (m *monitor) startExec(req guestproto.ExecRequest) error {
+	if !m.paused.gate.enter(nil) {
+		return ErrPaused
+	}
+	defer m.paused.gate.leave()
+	c := m.guest.begin(guestproto.OpExec, req, nil, 0)
+	stream, err := c.await(promptly)
+	if errors.Is(err, vmm.ErrNoAnswer) {
+		go func() {
+			if c.abandon(); c.err == nil {
+				m.killExec(req.ID)
+			}
+		}()
+	}
+	if err != nil {
+		return err
+	}
+	return stream.Close()
+}
+
+// killExec ends an exec's process that nobody stands for.
+func (m *monitor) killExec(id string) {
+	if err := m.guest.signal(id, int(unix.SIGKILL), false); err != nil {
+		m.log.Debug("end an exec's process", "process", id, "error", err) // it has usually ended already
+	}
+}
+
+// hungUp says that the connection's other end has closed it.
+func hungUp(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	closed := false
+	err = raw.Control(func(fd uintptr) {
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		closed = n == 0 && err == nil
+	})
+	return closed || err != nil
+}
+
+func stdioCount(p *specs.Process) int {
+	if p.Terminal {
+		return 2
+	}
+	return 3
+}
+
+// obeyExec carries out what the exec command asks for its process, and kills the
+// process when the command has gone.
+func (m *monitor) obeyExec(conn net.Conn, id string) {
+	for {
+		var msg execMessage
+		if err := guestproto.ReadFrame(conn, guestproto.MaxReply, &msg); err != nil {
+			if m.paused.gate.await(m.ended) {
+				m.killExec(id)
+			}
+			return
+		}
+		if !m.paused.gate.await(m.ended) { // what comes during a pause waits in the socket
+			return
+		}
+		var err error
+		if msg.Resize != nil {
+			err = m.guest.call(guestproto.OpResize, guestproto.ResizeRequest{Process: id, Width: uint16(msg.Resize[0]), Height: uint16(msg.Resize[1])}, nil, promptly)
+		} else {
+			err = m.guest.signal(id, msg.Signal, false)
+		}
+		if err != nil {
+			m.log.Debug("exec request", "process", id, "error", err)
+		}
+	}
+}
+
+// recorder is for steps that a command puts together with its own; nil if it did
+// not ask.
+func recorder(asked bool) *trace.Recorder {
+	if !asked {
+		return nil
+	}
+	return trace.New(time.Unix(0, 0))
+}

@@ -1,0 +1,132 @@
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/moby/sys/userns"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// HostFacts is all that Rewrite may know of the host.
+type HostFacts struct {
+	// UID and GID are what create runs as: not 0 for an ordinary user.
+	UID, GID uint32
+	// UserNamespace says that create runs in one, where nobody can make device
+	// nodes.
+	UserNamespace bool
+	// CPUs is how many processors the host has.
+	CPUs int
+	// Sources describes the source of every bind mount, by its path in the spec.
+	Sources map[string]Source
+	// Devices holds the devices of linux.devices that exist on the host, by
+	// type and number, as in "b8:0".
+	Devices map[string]bool
+}
+
+// Source is what the host has where a bind mount's source points.
+type Source struct {
+	Kind SourceKind
+	// Path is absolute; a relative one in the spec starts at the bundle.
+	Path string
+	// GuestPath is the guest's own counterpart, for SourceGuest.
+	GuestPath string
+	// SizeBytes is the size of the file system, for SourceShm.
+	SizeBytes uint64
+}
+
+// SourceKind says how a bind mount's source gets into the guest.
+type SourceKind int
+
+// The kinds of source.
+const (
+	SourceMissing   SourceKind = iota
+	SourceDirectory            // shared
+	SourceFile                 // shared; sockets and fifos too, which then show as inodes
+	SourceDevice               // a character or block device
+	SourceGuest                // a path of proc, sysfs or devtmpfs: the guest has its own
+	SourceShm                  // a tmpfs at /dev/shm
+)
+
+// LookAtHost looks at everything that spec mentions.
+func LookAtHost(spec *specs.Spec, bundle string) (*HostFacts, error) {
+	f := &HostFacts{
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), UserNamespace: userns.RunningInUserNS(),
+		CPUs: runtime.NumCPU(), Sources: map[string]Source{}, Devices: map[string]bool{},
+	}
+	for i := range spec.Mounts {
+		m := &spec.Mounts[i]
+		if !isBind(m) {
+			continue
+		}
+		src, err := lookAt(m.Source, m.Destination, bundle)
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		f.Sources[m.Source] = src
+	}
+	if spec.Linux == nil {
+		return f, nil
+	}
+	for _, d := range spec.Linux.Devices {
+		class := "char"
+		if d.Type == "b" {
+			class = "block"
+		}
+		if _, err := os.Stat(fmt.Sprintf("/sys/dev/%s/%d:%d", class, d.Major, d.Minor)); err == nil {
+			f.Devices[deviceKey(d)] = true
+		}
+	}
+	return f, nil
+}
+
+func lookAt(source, destination, bundle string) (Source, error) {
+	src := Source{Path: source}
+	if !filepath.IsAbs(source) {
+		src.Path = filepath.Join(bundle, source)
+	}
+	st, err := os.Stat(src.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return src, nil
+	}
+	if err != nil {
+		return src, err
+	}
+	var sfs unix.Statfs_t
+	if err := unix.Statfs(src.Path, &sfs); err != nil {
+		return src, fmt.Errorf("statfs %s: %w", src.Path, err)
+	}
+	switch {
+	case sfs.Type == unix.PROC_SUPER_MAGIC, sfs.Type == unix.SYSFS_MAGIC,
+		sfs.Type == unix.CGROUP_SUPER_MAGIC, sfs.Type == unix.CGROUP2_SUPER_MAGIC:
+		src.Kind, src.GuestPath = SourceGuest, guestCounterpart(src.Path)
+	case st.Mode()&fs.ModeDevice != 0:
+		src.Kind = SourceDevice
+	case st.IsDir() && filepath.Clean(src.Path) == "/dev":
+		src.Kind, src.GuestPath = SourceGuest, "/dev"
+	case st.IsDir() && destination == "/dev/shm" && sfs.Type == unix.TMPFS_MAGIC:
+		src.Kind, src.SizeBytes = SourceShm, sfs.Blocks*uint64(sfs.Bsize)
+	case st.IsDir():
+		src.Kind = SourceDirectory
+	default:
+		src.Kind = SourceFile
+	}
+	return src, nil
+}
+
+// guestCounterpart maps a path on the host's kernel file systems to the
+// guest's. Cgroup hierarchies of the host have one counterpart: the guest's
+// single one.
+func guestCounterpart(path string) string {
+	path = filepath.Clean(path)
+	if path == "/sys/fs/cgroup" || strings.HasPrefix(path, "/sys/fs/cgroup/") {
+		return "/sys/fs/cgroup"
+	}
+	return path
+}

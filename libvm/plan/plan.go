@@ -1,0 +1,101 @@
+// Package plan is what boxlite makes of a bundle's config.json: the spec for the
+// guest, the shape of the VM and what the share holds. It is pure but for two
+// functions that read the host, LoadSpec and LookAtHost, and never acts.
+//
+// What is refused is in validate.go, what may be known of the host in facts.go, and
+// the rewriting in rewrite.go and the files that it calls.
+package plan
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/kernels"
+)
+
+// Annotations of config.json that shape the VM. A flag of the same name, where
+// there is one, wins over the annotation.
+const (
+	AnnotationKernel = kernels.Annotation // lean or net
+	AnnotationMemory = "boxlite.memory"   // MiB of the VM, the guest kernel's own included
+	AnnotationVCPUs  = "boxlite.vcpus"
+	// AnnotationTemplate is auto, or off to boot the VM where --template would
+	// have it start from a template.
+	AnnotationTemplate = "boxlite.template"
+)
+
+// Overrides are the shape that flags ask for. Zero values leave the choice to
+// annotations and config.json.
+type Overrides struct {
+	Kernel    string
+	MemoryMiB int
+	VCPUs     int
+	Scratch   string // as AnnotationScratch
+}
+
+// Shape is what the VM of a container looks like.
+type Shape struct {
+	// Privileged says that the container holds CAP_SYS_ADMIN and so gets
+	// writable /sys, /proc/sys and cgroups, and no masked paths.
+	Privileged   bool           `json:"privileged"`
+	Kernel       kernels.Kernel `json:"kernel"`
+	KernelReason string         `json:"kernelReason"`
+	MemoryMiB    int            `json:"memoryMiB"`
+	VCPUs        int            `json:"vcpus"`
+	// Machine is what config.json's vm object says of the VM's parts.
+	Machine Machine `json:"machine,omitzero"`
+}
+
+// Machine holds a container's own choice of hypervisor and kernel, as config-vm.md
+// of the runtime spec has it. Its zero value leaves all to boxlite.
+type Machine struct {
+	QEMU             string   // path of a QEMU
+	QEMUParameters   []string // after boxlite's own
+	Kernel           string   // path of a vmlinux
+	KernelParameters []string // after boxlite's own
+}
+
+// Bind is a host directory or file that the share shows to the guest at
+// Name below guestproto.ShareDir.
+type Bind struct {
+	Name   string
+	Source string
+	// Overlay, if not empty, has an overlay with these options made in place of
+	// a bind mount. Source is then its name: where the container has it.
+	Overlay  string `json:",omitempty"`
+	ReadOnly bool
+	// Recursive takes the mounts below Source along.
+	Recursive bool
+	// File says that Source is not a directory.
+	File bool
+}
+
+// Plan is what Rewrite makes of a bundle's spec.
+type Plan struct {
+	Shape Shape
+	// Guest is the spec that guestinit receives.
+	Guest *specs.Spec
+	// DeviceFilter holds the device rules in the guest, see package
+	// devicefilter. It is empty for a privileged container and where no rule forbids.
+	DeviceFilter []byte
+	// Seccomp is the guest's filter, see package seccomp; nil for none.
+	Seccomp *guestproto.SeccompFilter `json:",omitempty"`
+	// Scratch is nil for a container without such a disk.
+	Scratch *Scratch `json:",omitempty"`
+	// Nodes says that device nodes are made in the share.
+	Nodes bool `json:",omitempty"`
+	// Binds fill the share, the container's rootfs first.
+	Binds []Bind
+	// Warnings are for the log: what was asked for and left out, and why.
+	Warnings []string
+}
+
+// RootfsName is the share's entry for the container's root file system.
+const RootfsName = "rootfs"
+
+// Warnf adds a warning for the log.
+func (p *Plan) Warnf(format string, args ...any) {
+	p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,65 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// AnnotationSeccomp set to "keep" has a container with every capability run
+// under the filter of its config.json whatever that is; see unfilter.
+const AnnotationSeccomp = "boxlite.seccomp"
+
+// privilege gives the container its kernel: everything in it may be written.
+func (p *Plan) privilege(annotations map[string]string) error {
+	g := p.Guest
+	g.Linux.MaskedPaths = nil
+	g.Linux.ReadonlyPaths = nil
+	for i := range g.Mounts {
+		m := &g.Mounts[i]
+		switch m.Type {
+		case "sysfs", "cgroup2", "proc":
+			m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" || o == "rro" })
+			m.Options = append(m.Options, "rw") // said, because guestinit mounts a cgroup2 read-only where nothing is
+		}
+	}
+	return p.unfilter(annotations[AnnotationSeccomp])
+}
+
+// unfilter takes away a seccomp filter that lists the system calls it allows,
+// if the container has every capability. Engines give such a list to each
+// container, and Docker's lacks calls (pivot_root, keyctl) without which no
+// runc works inside, because on a shared kernel they endanger the host. A filter
+// that lists what it forbids is nobody's default, and stays.
+func (p *Plan) unfilter(keep string) error {
+	if keep != "" && keep != "keep" {
+		return fmt.Errorf("annotation %s=%q: valid is \"keep\"", AnnotationSeccomp, keep)
+	}
+	filter := p.Guest.Linux.Seccomp
+	if filter == nil || keep != "" || filter.DefaultAction == specs.ActAllow || filter.DefaultAction == specs.ActLog || !hasAll(p.Guest.Process) {
+		return nil
+	}
+	p.Guest.Linux.Seccomp = nil
+	p.Warnf("seccomp: the list of allowed system calls does not hold with every capability (annotation %s=keep has it hold)", AnnotationSeccomp)
+	return nil
+}
+
+// hasAll says that the process is given every capability. The three that came
+// with Linux 5.8 and 5.9 are not asked for: an engine's ALL is what it and the
+// host's kernel know.
+func hasAll(proc *specs.Process) bool {
+	if proc == nil || proc.Capabilities == nil {
+		return false
+	}
+	for name := range knownCapabilities {
+		switch name {
+		case "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE":
+		default:
+			if !slices.Contains(proc.Capabilities.Bounding, name) {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -1,0 +1,144 @@
+package plan
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// filtered is minimal with a filter of that default and a device rule.
+func filtered(action specs.LinuxSeccompAction, caps ...string) *specs.Spec {
+	spec := minimal(caps...)
+	spec.Linux.Seccomp = &specs.LinuxSeccomp{
+		DefaultAction: action,
+		Syscalls:      []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActAllow}},
+	}
+	return spec
+}
+
+func TestSeccompFilterGoesWithEveryCapability(t *testing.T) {
+	upToAuditRead := slices.DeleteFunc(allKnown(), func(name string) bool {
+		return name == "CAP_PERFMON" || name == "CAP_BPF" || name == "CAP_CHECKPOINT_RESTORE"
+	})
+	for _, c := range []struct {
+		name   string
+		caps   []string
+		action specs.LinuxSeccompAction
+		keep   bool
+		want   bool // a filter is left
+	}{
+		{"all 41, a list of what is allowed", allKnown(), specs.ActErrno, false, false},
+		{"the ALL of older engines", upToAuditRead, specs.ActErrno, false, false},
+		{"all, kept by annotation", allKnown(), specs.ActErrno, true, true},
+		{"all, a list of what is forbidden", allKnown(), specs.ActAllow, false, true},
+		{"all, a list of what is not logged", allKnown(), specs.ActLog, false, true},
+		{"all but one", upToAuditRead[1:], specs.ActErrno, false, true},
+		{"CAP_SYS_ADMIN alone", []string{"CAP_SYS_ADMIN"}, specs.ActErrno, false, true},
+		{"none", nil, specs.ActErrno, false, true},
+	} {
+		spec := filtered(c.action, c.caps...)
+		if c.keep {
+			spec.Annotations = map[string]string{AnnotationSeccomp: "keep"}
+		}
+		plan := rewrite(t, spec)
+		if plan.Guest.Linux.Seccomp != nil {
+			t.Errorf("%s: the guest is to compile a filter", c.name)
+		}
+		if got := plan.Seccomp != nil; got != c.want {
+			t.Errorf("%s: filter left = %v, want %v", c.name, got, c.want)
+		}
+		if warned := strings.Contains(strings.Join(plan.Warnings, "\n"), "seccomp"); warned == c.want {
+			t.Errorf("%s: warnings = %q", c.name, plan.Warnings)
+		}
+	}
+	spec := filtered(specs.ActErrno, allKnown()...)
+	spec.Annotations = map[string]string{AnnotationSeccomp: "drop"}
+	if _, err := Rewrite(spec, "/r", &HostFacts{CPUs: 1}, Overrides{}); err == nil || !strings.Contains(err.Error(), `boxlite.seccomp="drop": valid is "keep"`) {
+		t.Errorf("error of a wrong value = %v", err)
+	}
+}
+
+// CAP_SYS_ADMIN in any of the five sets gives the shape: a process may be about to raise it.
+func TestPrivilegedShapeBySet(t *testing.T) {
+	for name, set := range map[string]func(*specs.LinuxCapabilities) *[]string{
+		"bounding":    func(c *specs.LinuxCapabilities) *[]string { return &c.Bounding },
+		"effective":   func(c *specs.LinuxCapabilities) *[]string { return &c.Effective },
+		"permitted":   func(c *specs.LinuxCapabilities) *[]string { return &c.Permitted },
+		"inheritable": func(c *specs.LinuxCapabilities) *[]string { return &c.Inheritable },
+		"ambient":     func(c *specs.LinuxCapabilities) *[]string { return &c.Ambient },
+	} {
+		spec := minimal("CAP_CHOWN")
+		*set(spec.Process.Capabilities) = []string{"CAP_SYS_ADMIN"}
+		if plan := rewrite(t, spec); !plan.Shape.Privileged {
+			t.Errorf("CAP_SYS_ADMIN in %s does not make the container privileged", name)
+		}
+	}
+}
+
+func TestPrivilegedMountsAreWritable(t *testing.T) {
+	mounts := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "ro"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "rro"}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro", "nosuid"}},
+		{Destination: "/data", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro"}},
+	}
+	for _, c := range []struct {
+		caps     []string
+		readOnly []bool
+	}{
+		{[]string{"CAP_SYS_ADMIN"}, []bool{false, false, false, true}},
+		{[]string{"CAP_NET_ADMIN", "CAP_SYS_MODULE"}, []bool{true, true, true, true}},
+	} {
+		spec := minimal(c.caps...)
+		spec.Mounts = mounts
+		for i, m := range rewrite(t, spec).Guest.Mounts {
+			if got := readOnly(m.Options); got != c.readOnly[i] {
+				t.Errorf("with %v: %s read-only = %v (options %q), want %v", c.caps, m.Destination, got, m.Options, c.readOnly[i])
+			}
+		}
+	}
+}
+
+func TestDevicesOfPrivileged(t *testing.T) {
+	host := &HostFacts{CPUs: 1, Devices: map[string]bool{"b254:0": true, "c10:200": true, "b7:0": true, "c10:232": true}}
+	spec := minimal(allKnown()...)
+	spec.Linux.Devices = []specs.LinuxDevice{
+		{Path: "/dev/vda", Type: "b", Major: 254, Minor: 0},
+		{Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232},
+		{Path: "/dev/loop0", Type: "b", Major: 7, Minor: 0},
+	}
+	plan, err := Rewrite(spec, "/r", host, Overrides{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, d := range plan.Guest.Linux.Devices {
+		if _, double := got[d.Path]; double {
+			t.Errorf("%s is there twice", d.Path)
+		}
+		got[d.Path] = deviceKey(d)
+	}
+	for path, key := range guestDevices {
+		if got[path] != key {
+			t.Errorf("%s = %q, want %s", path, got[path], key)
+		}
+	}
+	if len(got) != len(guestDevices) {
+		t.Errorf("devices = %v, want those of the guest only", got)
+	}
+	if text := strings.Join(plan.Warnings, "\n"); !strings.Contains(text, "/dev/kvm /dev/vda") {
+		t.Errorf("warnings %q do not name /dev/kvm and /dev/vda", text)
+	}
+
+	lean := minimal("CAP_SYS_ADMIN")
+	for _, d := range rewrite(t, lean).Guest.Linux.Devices {
+		if d.Path == tunDevice {
+			t.Errorf("%s with the lean kernel, which has none", tunDevice)
+		}
+	}
+	if devices := rewrite(t, minimal("CAP_MKNOD", "CAP_NET_ADMIN")).Guest.Linux.Devices; len(devices) != 0 {
+		t.Errorf("an unprivileged container got %v", devices)
+	}
+}

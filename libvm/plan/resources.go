@@ -1,0 +1,159 @@
+package plan
+
+import (
+	"maps"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// MemoryLimit is the limit in bytes; zero if there is none, negative for no limit.
+func MemoryLimit(r *specs.LinuxResources) int64 {
+	if r == nil || r.Memory == nil {
+		return 0
+	}
+	return value(r.Memory.Limit)
+}
+
+// NeededMiB is the size of a VM for r, and zero where r does not limit memory.
+func NeededMiB(r *specs.LinuxResources) int {
+	if limit := MemoryLimit(r); limits(limit) {
+		return vmMemoryMiB(limit)
+	}
+	return 0
+}
+
+// MergeResources applies an update. It returns the limits that hold then, and
+// those of them that have to be set: each member that changes together with
+// those that it means nothing without.
+func MergeResources(old, update *specs.LinuxResources) (after, change *specs.LinuxResources) {
+	after, change = new(specs.LinuxResources), new(specs.LinuxResources)
+	if old != nil {
+		*after = *old
+	}
+	if m := update.Memory; m != nil {
+		merged := value(after.Memory)
+		changed := take(&merged.Limit, m.Limit)
+		changed = take(&merged.Swap, m.Swap) || changed
+		changed = take(&merged.Reservation, m.Reservation) || changed
+		merged.CheckBeforeUpdate = m.CheckBeforeUpdate
+		if changed {
+			after.Memory, change.Memory = &merged, &specs.LinuxMemory{
+				Limit: merged.Limit, Swap: merged.Swap, Reservation: merged.Reservation, CheckBeforeUpdate: m.CheckBeforeUpdate,
+			}
+		}
+	}
+	if c := update.CPU; c != nil {
+		merged, set := value(after.CPU), new(specs.LinuxCPU)
+		if take(&merged.Shares, c.Shares) {
+			set.Shares = merged.Shares
+		}
+		bandwidth := take(&merged.Quota, c.Quota)
+		bandwidth = take(&merged.Period, c.Period) || bandwidth
+		if c.Burst != nil { // zero is a value here
+			merged.Burst, bandwidth = c.Burst, true
+		}
+		if bandwidth {
+			set.Quota, set.Period, set.Burst = merged.Quota, merged.Period, merged.Burst
+		}
+		realtime := take(&merged.RealtimeRuntime, c.RealtimeRuntime)
+		realtime = take(&merged.RealtimePeriod, c.RealtimePeriod) || realtime
+		if realtime {
+			set.RealtimeRuntime, set.RealtimePeriod = merged.RealtimeRuntime, merged.RealtimePeriod
+		}
+		if c.Idle != nil {
+			merged.Idle, set.Idle = c.Idle, c.Idle
+		}
+		if c.Cpus != "" {
+			merged.Cpus, set.Cpus = c.Cpus, c.Cpus
+		}
+		if c.Mems != "" {
+			merged.Mems, set.Mems = c.Mems, c.Mems
+		}
+		after.CPU, change.CPU = &merged, set
+	}
+	if p := update.Pids; p != nil {
+		merged := value(after.Pids)
+		if take(&merged.Limit, p.Limit) {
+			after.Pids, change.Pids = &merged, &merged
+		}
+	}
+	if b := update.BlockIO; b != nil && value(b.Weight) != 0 {
+		merged := value(after.BlockIO)
+		merged.Weight = b.Weight
+		after.BlockIO, change.BlockIO = &merged, &specs.LinuxBlockIO{Weight: b.Weight}
+	}
+	if len(update.Unified) > 0 {
+		merged := maps.Clone(after.Unified)
+		if merged == nil {
+			merged = map[string]string{}
+		}
+		maps.Copy(merged, update.Unified)
+		after.Unified, change.Unified = merged, update.Unified
+	}
+	return after, change
+}
+
+// take replaces a member by one that is there and not zero, and says whether
+// there is one.
+func take[T int64 | uint64](to **T, from *T) bool {
+	if value(from) == 0 {
+		return false
+	}
+	*to = from
+	return true
+}
+
+// value is what p points to, or zero.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// GuestResources are the limits that the guest enforces: r without what means
+// something on the host only. Its processors are numbered from zero, as many as
+// the set of the host's has, and its one memory node is its own; the devices of
+// block I/O limits are the host's, where virtiofsd is held to them.
+func GuestResources(r *specs.LinuxResources, vcpus int) *specs.LinuxResources {
+	if r == nil {
+		return nil
+	}
+	g := *r
+	g.Devices, g.Network, g.Rdma = nil, nil, nil
+	if r.CPU != nil {
+		cpu := *r.CPU
+		cpu.Mems, cpu.RealtimeRuntime, cpu.RealtimePeriod = "", nil, nil
+		if cpu.Cpus != "" {
+			cpu.Cpus = "0-" + strconv.Itoa(min(max(countCPUs(cpu.Cpus), 1), vcpus)-1)
+		}
+		g.CPU = &cpu
+	}
+	if r.BlockIO != nil {
+		g.BlockIO = &specs.LinuxBlockIO{Weight: r.BlockIO.Weight}
+	}
+	return &g
+}
+
+// countCPUs is the number of processors in a list such as 0-2,5, and zero for
+// what is none: the kernel will say so.
+func countCPUs(list string) int {
+	n := 0
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		from, err := strconv.Atoi(first)
+		if err != nil {
+			return 0
+		}
+		to := from
+		if isRange {
+			if to, err = strconv.Atoi(last); err != nil || to < from {
+				return 0
+			}
+		}
+		n += to - from + 1
+	}
+	return n
+}

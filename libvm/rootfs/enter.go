@@ -1,0 +1,159 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/plan"
+)
+
+// Mount is one of the container's mounts as the host side shows it, below
+// the monitor's root.
+type Mount struct {
+	target string
+	file   bool
+	fd     int // a detached mount (open_tree(2)), closed by attach
+}
+
+// DetachedMounts opens the sources of binds as mounts that can be attached
+// after the monitor has left the host's file systems. The rootfs itself, the
+// first of binds, is not among them.
+func DetachedMounts(share string, binds []plan.Bind, mounts []specs.Mount) ([]Mount, error) {
+	dest := map[string]string{}
+	for _, m := range mounts {
+		dest[m.Source] = m.Destination
+	}
+	var out []Mount
+	for _, b := range binds[1:] {
+		path := filepath.Join(share, b.Name)
+		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		if err != nil {
+			return out, fmt.Errorf("open_tree %s: %w", b.Source, err)
+		}
+		out = append(out, Mount{target: dest[plan.GuestSharePath(b.Name)], file: b.File, fd: fd})
+	}
+	return out, nil
+}
+
+func CloseMounts(mounts []Mount) {
+	for _, m := range mounts {
+		_ = unix.Close(m.fd)
+	}
+}
+
+// Enter makes the directory at path the root of the monitor's mount namespace, as a
+// container's process under runc has it: podman cp, podman top and others enter
+// that namespace and work on "/". The container's binds are attached at their
+// places, and a proc of the monitor's own pid namespace at /proc. The old root
+// is let go: from here on the monitor reaches the host only through the files
+// that it holds open, and none of them is a directory.
+func Enter(path string, mounts []Mount) error {
+	proc, err := NewProc()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(proc)
+	if err := unix.Chdir(path); err != nil {
+		return fmt.Errorf("chdir %s: %w", path, err)
+	}
+	// pivot_root(".", ".") stacks the old root over the new one; the umount
+	// takes it off again (pivot_root(2), "pivot_root(".", ".")").
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root %s: %w", path, err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the old root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	root, err := Open("/")
+	if err != nil {
+		return err
+	}
+	errs := []error{mountProc(root, proc)}
+	for _, m := range mounts {
+		errs = append(errs, attach(root, m))
+	}
+	return errors.Join(append(errs, root.Close())...)
+}
+
+// procAttributes are those of the proc at the monitor's /proc. Nobody can follow a
+// link of it (MOUNT_ATTR_NOSYMFOLLOW, from Linux 5.14): its magic links lead to the
+// roots and descriptors of the monitor, of QEMU and virtiofsd, and of whoever else
+// is in the pid namespace. Who enters the monitor's mount namespace to walk a path
+// of the container's, as podman cp does, would be led there by a link of the
+// container's to /proc/1/fd/9.
+const procAttributes = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NOSYMFOLLOW
+
+// NewProc makes a proc of the monitor's pid namespace, mounted nowhere yet. In a
+// user namespace the kernel allows that only as long as another proc can be
+// seen, thus not after the old root has gone, and not of a pid namespace that is
+// another's: that has its proc at /proc already.
+func NewProc() (int, error) {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen proc: %w", err)
+	}
+	defer unix.Close(fs)
+	err = unix.FsconfigCreate(fs)
+	if errors.Is(err, unix.EPERM) { // podman's --pid=host without root
+		return copyProc()
+	}
+	if err != nil {
+		return -1, fmt.Errorf("make a proc: %w", err)
+	}
+	proc, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, procAttributes)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount proc: %w", err)
+	}
+	return proc, nil
+}
+
+func copyProc() (int, error) {
+	proc, err := unix.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return -1, fmt.Errorf("open_tree /proc: %w", err)
+	}
+	attr := unix.MountAttr{Attr_set: procAttributes}
+	if err := unix.MountSetattr(proc, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return -1, errors.Join(fmt.Errorf("mount_setattr /proc: %w", err), unix.Close(proc))
+	}
+	return proc, nil
+}
+
+// mountProc puts a proc in place.
+func mountProc(root *Root, proc int) error {
+	dir, err := root.PlainDirectory("/proc")
+	if err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	defer dir.Close()
+	return moveMount(proc, dir, "/proc")
+}
+
+// attach puts a detached mount in place, making the mount point if there is
+// none, as runc does. All paths are the container's, and so is the root.
+func attach(root *Root, m Mount) error {
+	defer unix.Close(m.fd)
+	target, err := root.MountPoint(m.target, m.file)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.target, err)
+	}
+	defer target.Close()
+	return moveMount(m.fd, target, m.target)
+}
+
+// moveMount mounts a detached mount on what target has open, whatever its name
+// is by now.
+func moveMount(mount int, target *os.File, name string) error {
+	if err := unix.MoveMount(mount, "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+package vmm
+
+import (
+	"log/slog"
+	"runtime"
+
+	"github.com/boxlite-oci/boxlite/libvm/accel"
+	"github.com/boxlite-oci/boxlite/libvm/fault"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
+	"github.com/boxlite-oci/boxlite/libvm/plan"
+)
+
+// Factory makes VMs: of what parts, with which accelerator, and where the VMs are
+// that it copies.
+type Factory struct {
+	// Parts says where to look for QEMU, virtiofsd, kernels and the initramfs.
+	Parts parts.Options
+	// Accel is auto, kvm or tcg; empty is auto.
+	Accel string
+	// TemplateDir keeps saved VMs to start from. If it is empty every VM boots.
+	TemplateDir string
+	// TurnFile is where the starts of emulated VMs take turns.
+	TurnFile string
+	// SelfArgs are the global flags with which the program is started again to
+	// call RunKeeper ("standby-keeper").
+	SelfArgs []string
+	// Log takes decisions at level debug and what was survived at level warn.
+	Log *slog.Logger
+}
+
+// starter is for a VM without a container. Zeroes of the shape are what a
+// container without limits gets.
+func (f *Factory) starter(shape plan.Shape) (*Starter, error) {
+	if shape.MemoryMiB == 0 {
+		shape.MemoryMiB = plan.DefaultMemoryMiB
+	}
+	if shape.VCPUs == 0 {
+		shape.VCPUs = runtime.NumCPU()
+	}
+	if err := plan.CheckMemory(shape.MemoryMiB); err != nil {
+		return nil, err
+	}
+	found, err := parts.Find(f.Parts)
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := found.Kernel(shape.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	acc, _, err := accel.Resolve(f.Accel)
+	if err != nil {
+		return nil, err
+	}
+	return &Starter{
+		Parts:  found,
+		Config: NewConfig(found, acc, kernel, shape, false),
+		// QEMU's root is mounted over the store for QEMU alone to see, so that
+		// no other directory has to be made and removed.
+		Files: Files{Root: f.TemplateDir, Console: &fault.Tail{Limit: 4 << 10}},
+		Log:   f.Log,
+	}, nil
+}

@@ -1,0 +1,117 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/rootfs"
+)
+
+// MaxFiles is how many files virtiofsd can have open: its limit of descriptors,
+// which it raises as far as it may when it starts.
+func (v *VM) MaxFiles() (int, error) {
+	var limit unix.Rlimit
+	if err := unix.Prlimit(v.virtiofsd.pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		return 0, err
+	}
+	return int(min(limit.Cur, math.MaxInt32)), nil
+}
+
+// FileServer is what the kernel says of the process that does virtiofsd's work:
+// two files of it in a proc, which outlive the monitor's view of the host.
+type FileServer struct{ status, stat *os.File }
+
+func (p *FileServer) Close() {
+	for _, f := range []*os.File{p.status, p.stat} {
+		if f != nil {
+			_ = f.Close() // read-only
+		}
+	}
+}
+
+// OpenFileServer must be called before the monitor leaves the host's file systems.
+// virtiofsd has taken its share by now, so the second process that does its work
+// is there. The caller closes what it returns.
+func (v *VM) OpenFileServer() (_ *FileServer, err error) {
+	proc, err := rootfs.NewProc() // of the pid namespace that the pids are of
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(proc)
+	open := func(path string) (*os.File, error) {
+		fd, err := unix.Openat(proc, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: "/proc/" + path, Err: err}
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
+	worker := strconv.Itoa(v.virtiofsd.pid)
+	children, err := open(worker + "/task/" + worker + "/children")
+	if err != nil {
+		return nil, err
+	}
+	defer children.Close()
+	text, err := io.ReadAll(children)
+	if err != nil {
+		return nil, err
+	}
+	if fields := strings.Fields(string(text)); len(fields) > 0 {
+		worker = fields[0]
+	}
+	p := &FileServer{}
+	if p.status, err = open(worker + "/status"); err == nil {
+		p.stat, err = open(worker + "/stat")
+	}
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// TableSize is how many descriptors the process's table has room for. It grows in
+// steps of a power of two and never shrinks: there never were more files open.
+func (p *FileServer) TableSize() (int, error) {
+	text, err := readAnew(p.status)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		if size, ok := strings.CutPrefix(line, "FDSize:"); ok {
+			return strconv.Atoi(strings.TrimSpace(size))
+		}
+	}
+	return 0, errors.New("no FDSize in its status")
+}
+
+// Work differs from what it was whenever the process has done something for a
+// hundredth of a second: fields 14 and 15 of its stat, utime and stime (proc(5)).
+func (p *FileServer) Work() (string, error) {
+	text, err := readAnew(p.stat)
+	if err != nil {
+		return "", err
+	}
+	_, rest, ok := strings.Cut(text, ") ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 13 {
+		return "", fmt.Errorf("malformed stat line %q", text)
+	}
+	return fields[11] + " " + fields[12], nil
+}
+
+// readAnew reads a file of proc from its beginning, which makes its text anew.
+func readAnew(f *os.File) (string, error) {
+	buf := make([]byte, 4096)
+	n, err := f.ReadAt(buf, 0)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return string(buf[:n]), err
+}

@@ -1,0 +1,165 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/qmp"
+)
+
+// The machine has one PCIe root port for each time that something is plugged in:
+// the share, the network at create, memory, and what the network has got until
+// start. Each costs the guest's boot 12 to 20 ms, so the interfaces of one time
+// share a port, as the functions of one device.
+const (
+	hotplugPorts = 4
+	sharePort    = 0
+	CreatePort   = 1
+	memoryPort   = 2
+	StartPort    = 3
+	// MaxInterfaces is how many functions a PCI device has.
+	MaxInterfaces = 8
+)
+
+// PlugShare gives the VM its share. A guest that has not come to look for devices
+// yet will find it as if it had been there from the beginning.
+func (v *VM) PlugShare() error {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	err := v.qmp.Execute(ctx, "device_add", map[string]any{
+		"driver": "vhost-user-fs-pci", "id": "share", "chardev": "share", "queue-size": 1024, "tag": guestproto.ShareTag, "bus": portID(sharePort),
+	}, nil)
+	if errors.Is(err, qmp.ErrEnded) {
+		return ErrLost
+	}
+	return err
+}
+
+// NIC is a virtio-net device, the function of that number of the device in a root
+// port.
+type NIC struct {
+	Name           string // of QEMU's netdev
+	Port, Function int
+	MAC            string
+	MTU            int // of the interface on the host; zero says nothing
+}
+
+func (n NIC) id() string { return "nic" + n.Name }
+
+// minHostMTU is the least that virtio-net's MTU field may say (virtio 1.1,
+// section 5.1.3).
+const minHostMTU = 68
+
+// device describes it for QEMU.
+func (n NIC) device() map[string]any {
+	device := map[string]any{
+		"driver": "virtio-net-pci", "id": n.id(), "netdev": n.Name, "bus": portID(n.Port),
+		"addr": fmt.Sprintf("0.%d", n.Function), "multifunction": true, "mac": n.MAC, "disable-legacy": "on", "romfile": "",
+	}
+	if n.MTU >= minHostMTU {
+		device["host_mtu"] = n.MTU
+	}
+	return device
+}
+
+// PlugTap gives the VM a NIC whose frames go through a tap. The guest looks at a
+// port when its function 0 arrives: that one comes last. The caller closes tap.
+func (v *VM) PlugTap(n NIC, tap *os.File) error {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	if err := v.qmp.ExecuteWithFile(ctx, "getfd", map[string]any{"fdname": n.Name}, nil, tap); err != nil {
+		return err
+	}
+	if err := v.qmp.Execute(ctx, "netdev_add", map[string]any{"type": "tap", "id": n.Name, "fd": n.Name}, nil); err != nil {
+		return err
+	}
+	return v.qmp.Execute(ctx, "device_add", n.device(), nil)
+}
+
+// userNIC is that of QEMU's user-mode network, for a container that asked for the
+// host's network: a VM cannot have the host's interfaces, but it can reach what
+// they reach.
+var userNIC = NIC{Name: "host0", Port: CreatePort, MAC: "52:54:00:12:34:56"}
+
+// UserNetwork is what the guest makes of userNIC. The addresses are QEMU's defaults
+// (qemu(1), -netdev user).
+var UserNetwork = guestproto.Network{
+	Interfaces: []guestproto.Interface{{Name: "eth0", MAC: userNIC.MAC, MTU: 1500, Addresses: []string{"10.0.2.15/24"}}},
+	Routes:     []guestproto.Route{{Interface: "eth0", Gateway: "10.0.2.2", Family: 4}},
+}
+
+// PlugUserNIC gives the VM userNIC.
+func (v *VM) PlugUserNIC() error {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	if err := v.qmp.Execute(ctx, "netdev_add", map[string]any{"type": "user", "id": userNIC.Name}, nil); err != nil {
+		return err
+	}
+	return v.qmp.Execute(ctx, "device_add", userNIC.device(), nil)
+}
+
+// memoryBlockMiB is what the guest's kernel plugs in at once: a memory block of
+// x86-64.
+const memoryBlockMiB = 128
+
+// maxGrowthMiB keeps the address space that is set aside within what every
+// processor model has: TCG's 40 bits.
+const maxGrowthMiB = 256 << 10
+
+// hostMemoryMiB is the host's memory in whole memory blocks, at most maxGrowthMiB.
+func hostMemoryMiB() int {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0 // such a host's VMs do not grow
+	}
+	return min(roundDown(int(info.Totalram*uint64(info.Unit)>>20), memoryBlockMiB), maxGrowthMiB)
+}
+
+func roundDown(n, to int) int { return n - n%to }
+
+// GrowMemory gives the VM byMiB more than it has started with, or a little more
+// than that, in a virtio-mem device that is plugged in the first time. Memory that
+// has been added stays; what the guest does not use goes back to the host page by
+// page. The device arrives inside of whileStopped, which runs its argument while
+// the VM's processors stand still: memory is in the VM's map as soon as it is
+// plugged in, and QEMU before 8.1.1 loses what an emulated processor tells a device
+// at that moment (kernels/README.md, "Hotplug").
+func (v *VM) GrowMemory(byMiB int, whileStopped func(func() error) error) error {
+	more, most := roundDown(byMiB+memoryBlockMiB-1, memoryBlockMiB), hostMemoryMiB()
+	if more <= v.grownMiB {
+		return nil
+	}
+	if more > most {
+		return fmt.Errorf("it can grow by %d at most", most)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	if err := v.resizeMemory(ctx, more, most, whileStopped); err != nil {
+		return err
+	}
+	v.grownMiB = more
+	return nil
+}
+
+func (v *VM) resizeMemory(ctx context.Context, more, most int, whileStopped func(func() error) error) error {
+	bytes := int64(more) << 20
+	if v.grownMiB > 0 {
+		return v.qmp.Execute(ctx, "qom-set", map[string]any{"path": "/machine/peripheral/memory", "property": "requested-size", "value": bytes}, nil)
+	}
+	// As large as it can ever become: only what the guest takes is memory.
+	backend := map[string]any{"qom-type": "memory-backend-memfd", "id": "growth", "share": true, "size": int64(most) << 20}
+	if err := v.qmp.Execute(ctx, "object-add", backend, nil); err != nil {
+		return err
+	}
+	device := map[string]any{"driver": "virtio-mem-pci", "id": "memory", "memdev": "growth", "requested-size": bytes, "bus": portID(memoryPort)}
+	err := whileStopped(func() error { return v.qmp.Execute(ctx, "device_add", device, nil) })
+	if err != nil {
+		_ = v.qmp.Execute(ctx, "object-del", map[string]any{"id": "growth"}, nil) // for another attempt
+	}
+	return err
+}

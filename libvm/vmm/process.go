@@ -1,0 +1,170 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/fault"
+	"github.com/boxlite-oci/boxlite/libvm/guesttext"
+)
+
+// DisableHugePages is for this process and its children (prctl(2)). An emulating
+// QEMU asks for huge pages for its translations and some of its tables, and fills
+// few of them: 3 MiB of a VM for nothing.
+func DisableHugePages(log *slog.Logger) {
+	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
+		log.Debug("huge pages stay on", "error", err)
+	}
+}
+
+// process is QEMU or virtiofsd: a child of the monitor's, or QEMU of its keeper's.
+type process struct {
+	name   string
+	pid    int           // zero for a keeper's
+	done   chan struct{} // closed when it has been reaped
+	status string        // how it ended, once done is closed
+	tail   *fault.Tail   // the end of what it wrote to stderr
+	kill   func()        // has it end; it may have ended already
+	thread chan func()   // what the thread that it was forked from shall do; nil for a keeper's
+}
+
+// startProcess starts a helper process that dies with the monitor and sees files
+// as fds 3 and up. The function confine runs on the thread that the process is
+// forked from, takes away what it shall not have, and may have the fork do more.
+//
+// The parent-death signal is tied to the thread that forks (prctl(2)), so each
+// child has a thread of the monitor's for itself, which stays as long as the child.
+func startProcess(name, path string, args []string, confine func(*syscall.SysProcAttr) error, log *slog.Logger, files ...*os.File) (*process, error) {
+	p := &process{name: name, done: make(chan struct{}), tail: &fault.Tail{Limit: 4 << 10}, thread: make(chan func())}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		defer close(p.done)
+		cmd := exec.Command(path, args...)
+		cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+		cmd.Dir = "/"
+		cmd.ExtraFiles = files
+		cmd.Stderr = p.tail
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+		err := confine(cmd.SysProcAttr)
+		if err == nil {
+			err = fault.Wrap("start "+name, cmd.Start())
+		}
+		if err != nil {
+			started <- err
+			return
+		}
+		p.pid, p.kill = cmd.Process.Pid, func() { _ = cmd.Process.Kill() }
+		started <- nil
+		ended := make(chan error)
+		go func() { ended <- cmd.Wait() }()
+		for {
+			select {
+			case f := <-p.thread:
+				f()
+			case err := <-ended:
+				p.status = errText(err)
+				log.Debug("process ended", "name", name, "pid", p.pid, "status", p.status, "stderr", p.tail.String())
+				return
+			}
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// onThread runs f on the thread that the process was forked from.
+func (p *process) onThread(f func() error) error {
+	result := make(chan error, 1)
+	select {
+	case p.thread <- func() { result <- f() }:
+		return <-result
+	case <-p.done:
+		return fmt.Errorf("%s has ended: %s", p.name, p.status)
+	}
+}
+
+// runAsBatch makes the calling thread, and what it executes, SCHED_BATCH if it
+// has the ordinary policy: it does not interrupt others of that when it wakes up
+// (sched(7)). QEMU's threads otherwise interrupt each other. The one that takes a
+// spin lock of the guest's wakes the other up, is interrupted by it, and is then
+// waited for with all the power that the emulator has.
+func runAsBatch() error {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil || attr.Policy != unix.SCHED_NORMAL {
+		return err
+	}
+	attr.Policy = unix.SCHED_BATCH
+	return unix.SchedSetAttr(0, attr, 0)
+}
+
+// dropPrivileges takes the capability bounding set from the calling thread, so
+// that what it executes has no capability though it is root, and no set-uid
+// program gives it any.
+func dropPrivileges() error {
+	for c := 0; ; c++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			break // past the kernel's last capability
+		}
+		if err != nil {
+			return fault.Wrap("drop capabilities", err)
+		}
+	}
+	return noNewPrivileges()
+}
+
+// noNewPrivileges is for the calling thread and what it executes.
+func noNewPrivileges() error {
+	return fault.Wrap("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+}
+
+// LastWords tells how the process ended, to be appended to an error; nothing if
+// it still runs. A process whose socket has just closed gets a moment to be
+// reaped.
+func (p *process) lastWords() string {
+	if p == nil {
+		return ""
+	}
+	select {
+	case <-p.done:
+		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, guesttext.Harmless(strings.TrimSpace(p.tail.String())))
+	case <-time.After(reapGrace):
+		return ""
+	}
+}
+
+// reapGrace is how long the end of a process may follow that of its socket.
+const reapGrace = 100 * time.Millisecond
+
+func errText(err error) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	return err.Error()
+}
+
+// quoteCommand is a command line that can be pasted into a shell.
+func quoteCommand(path string, args []string) string {
+	var b strings.Builder
+	b.WriteString(path)
+	for _, a := range args {
+		b.WriteByte(' ')
+		if a == "" || strings.ContainsAny(a, " \t\n'\"\\$&;|<>()*?#~`") {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		b.WriteString(a)
+	}
+	return b.String()
+}

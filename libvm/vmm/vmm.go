@@ -1,0 +1,124 @@
+// Package vmm makes and ends virtual machines: QEMU, virtiofsd beside it, and the
+// sockets to both. It knows nothing of containers and of who owns a VM.
+//
+// Where a VM comes from is its Origin (origin.go): one that stood by
+// (origin_standby.go), a copy of a template (origin_template.go), or a boot. QEMU's
+// command line is in qemu.go, what QEMU may see and do in cell.go and process.go,
+// what is plugged into a running VM in hotplug.go.
+package vmm
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+
+	"github.com/boxlite-oci/boxlite/libvm/qmp"
+)
+
+var (
+	// ErrLost is the end of QEMU or virtiofsd under somebody who waits for the VM.
+	ErrLost = errors.New("the virtual machine has ended")
+	// ErrNoAnswer is a guest that does not say in time what it was asked for.
+	ErrNoAnswer = errors.New("no answer")
+)
+
+// VM is a running virtual machine: virtiofsd, QEMU and the sockets to them.
+type VM struct {
+	Control *net.UnixConn // the guest's control port
+	console *guestConsole
+	qmp     *qmp.Client
+	memory  *os.File // the guest's memory; closed once nobody copies it any more
+	log     *slog.Logger
+
+	virtiofsd *process
+	qemu      *process
+
+	spare    spareEnds
+	grownMiB int // memory that GrowMemory has plugged in
+}
+
+// Files are the directories and files that a VM needs of its caller.
+type Files struct {
+	Share   string // for virtiofsd; empty for a VM without a share
+	Nodes   bool   // device nodes may be made in the share
+	Root    string // an empty directory for QEMU's own use
+	Console io.Writer
+	Scratch *os.File // the raw image of a scratch disk; nil for none
+}
+
+// spareEnds are a standby VM's ends for its container: a second connection to
+// QEMU, which nothing was said on, and the socket at which QEMU awaits virtiofsd.
+type spareEnds struct {
+	qmp       *net.UnixConn
+	virtiofsd *os.File
+}
+
+func (s *spareEnds) close() {
+	if s.qmp != nil {
+		_ = s.qmp.Close()
+	}
+	if s.virtiofsd != nil {
+		_ = s.virtiofsd.Close()
+	}
+}
+
+// Lost is closed when QEMU or virtiofsd has ended.
+func (v *VM) Lost() <-chan struct{} {
+	gone := make(chan struct{})
+	go func() {
+		select {
+		case <-v.qemu.done:
+		case <-v.virtiofsd.done:
+		}
+		close(gone)
+	}()
+	return gone
+}
+
+// Kill ends both processes, at once, and returns when they are gone. It may be
+// called again and on a half-started VMM.
+func (v *VM) Kill() {
+	processes := slices.DeleteFunc([]*process{v.qemu, v.virtiofsd}, func(p *process) bool { return p == nil })
+	for _, p := range processes {
+		p.kill()
+	}
+	for _, p := range processes {
+		<-p.done
+	}
+	v.letGoOfMemory()
+	v.spare.close()
+}
+
+// Close ends both processes and lets go of everything: the sockets, the memory and
+// the goroutine that copies the console. The VM must not be used afterwards. It may
+// be called again and on a half-started VMM.
+func (v *VM) Close() {
+	v.Kill()
+	if v.Control != nil {
+		_ = v.Control.Close()
+	}
+	if v.qmp != nil {
+		_ = v.qmp.Close()
+	}
+	if v.console != nil {
+		v.console.close()
+	}
+}
+
+// StuckTasks asks the guest's kernel what keeps the guest, for an error.
+func (v *VM) StuckTasks() string { return v.console.stuckTasks() }
+
+// LastWords tells how QEMU and virtiofsd have ended, to be appended to an error;
+// nothing of one that still runs.
+func (v *VM) LastWords() string { return v.qemu.lastWords() + v.virtiofsd.lastWords() }
+
+// letGoOfMemory has the VM's memory end with QEMU and virtiofsd.
+func (v *VM) letGoOfMemory() {
+	if v.memory != nil {
+		_ = v.memory.Close() // nothing was written that could be lost
+		v.memory = nil
+	}
+}
