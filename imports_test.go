@@ -20,12 +20,25 @@ func TestImports(t *testing.T) {
 		onlyVMs   = "a VM knows nothing of containers and of who owns it"
 		below     = "all may use it, so it uses none of them"
 	)
-	forbid(t, "github.com/boxlite-oci/boxlite/guestinit", map[string]string{
-		"github.com/boxlite-oci/boxlite/libvm": hostCode, "github.com/boxlite-oci/boxlite/kernels": hostCode, "net/http": size, "github.com/sirupsen/logrus": size, "testing": size,
+	forbid(t, module+"/guestinit", map[string]string{
+		module + "/libvm": hostCode, module + "/kernels": hostCode, "net/http": size, "github.com/sirupsen/logrus": size, "testing": size,
 	})
-	forbid(t, "github.com/boxlite-oci/boxlite/internal/guestproto", map[string]string{"github.com/boxlite-oci/boxlite/libvm": leaf, "github.com/boxlite-oci/boxlite/guestinit": leaf, "github.com/boxlite-oci/boxlite/kernels": leaf})
-	forbid(t, "github.com/boxlite-oci/boxlite/libvm/qmp", map[string]string{"github.com/boxlite-oci/boxlite/libvm": "it knows QEMU and nothing of containers"})
-	forbid(t, "github.com/boxlite-oci/boxlite/libvm", map[string]string{"github.com/urfave/cli/v2": noCommand, "flag": noCommand, "testing": "it is for tests"})
+	forbid(t, module+"/internal/guestproto", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/kernels": leaf})
+	forbid(t, module+"/libvm/qmp", map[string]string{module + "/libvm": "it knows QEMU and nothing of containers"})
+	forbid(t, module+"/libvm/plan", map[string]string{
+		"os/exec": pure, module + "/libvm/qmp": pure, module + "/libvm/hostcgroup": pure, module + "/libvm/hostnet": pure,
+		module + "/libvm/rootfs": pure, module + "/libvm/vmm": pure, module + "/libvm/fdpass": pure, module + "/libvm/template": pure,
+	})
+	forbid(t, module+"/libvm/vmm", map[string]string{
+		module + "/libvm/hostcgroup": onlyVMs, module + "/libvm/hostnet": onlyVMs, module + "/libvm/controlport": onlyVMs, module + "/libvm/lockdown": onlyVMs,
+	})
+	for _, leaf := range []string{"fault", "fdpass", "guesttext", "turn", "self", "qmp", "template", "controlport", "lockdown"} {
+		forbid(t, module+"/libvm/"+leaf, map[string]string{module + "/libvm/plan": below, module + "/libvm/vmm": below, module + "/libvm/rootfs": below})
+	}
+	for _, room := range []string{"plan", "vmm", "rootfs", "hostcgroup", "hostnet", "template", "parts", "fault", "fdpass", "guesttext", "turn", "self"} {
+		forbidExactly(t, module+"/libvm/"+room, module+"/libvm", "no name points back to Container and the monitor")
+	}
+	forbid(t, module+"/libvm", map[string]string{"github.com/urfave/cli/v2": noCommand, "flag": noCommand, "testing": "it is for tests"})
 }
 
 // forbid fails for each of the packages, or a package below it, that pkg
