@@ -96,7 +96,7 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 	if err != nil {
 		return errors.Join(err, theirs.Close())
 	}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = file(opts.Stdio.Stdin), file(opts.Stdio.Stdout), file(opts.Stdio.Stderr)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdioOf(opts.Stdio.Stdin), stdioOf(opts.Stdio.Stdout), stdioOf(opts.Stdio.Stderr)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// A program of several threads cannot enter a user namespace, and no other

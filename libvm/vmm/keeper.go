@@ -21,66 +21,100 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/template"
 )
 
+// keeper is the process that has a standby VM.
+type keeper struct {
+	sync *net.UnixConn // to Standby
+	log  *slog.Logger
+	cfg  keeperConfig
+	dir  string // of the sockets
+	pid  int    // as the host sees it
+	vm   *VM
+	key  string // of the VM's template
+}
+
 // RunKeeper is the life of the keeper that Standby starts. It returns the status
 // that the process shall exit with.
 func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
-	tell := func(ev keeperEvent) { _ = guestproto.WriteFrame(sync, ev) } // it may have gone
-	fail := func(err error) int {
-		tell(keeperEvent{Event: keeperFailed, Error: fault.Quiet(err.Error())})
+	k := &keeper{sync: sync, log: log}
+	err := k.prepare()
+	if k.vm != nil {
+		defer k.vm.Close()
+	}
+	var monitor *net.UnixConn
+	if err == nil {
+		monitor, err = k.awaitMonitor()
+	}
+	if err != nil {
+		k.tell(keeperEvent{Event: keeperFailed, Error: fault.Quiet(err.Error())})
 		return 1
 	}
-	var cfg keeperConfig
-	if err := guestproto.ReadFrame(sync, guestproto.MaxRequest, &cfg); err != nil {
-		return fail(err)
-	}
-	f := &Factory{Parts: cfg.Parts, Accel: cfg.Accel, TemplateDir: cfg.TemplateDir, Log: log}
-	dir := filepath.Join(cfg.TemplateDir, standbyDir)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fail(err)
-	}
-	self, err := hostPid()
-	if err != nil {
-		return fail(err)
-	}
-	v, key, err := f.startStandby(cfg.Shape, stageOf(dir, self), cfg.Example)
-	if err != nil {
-		return fail(err)
-	}
-	defer v.Close()
-	counter, err := openCounter(dir, socketName(key, self))
-	if err != nil {
-		return fail(err)
-	}
-	defer counter.close()
-	tell(keeperEvent{Event: keeperReady, Key: key})
-	unwanted := make(chan struct{})
-	go func() {
-		_, _ = io.Copy(io.Discard, sync)
-		close(unwanted)
-	}()
-	var monitor *net.UnixConn
-	select {
-	case monitor = <-counter.served:
-	case <-unwanted:
+	if monitor == nil {
 		return 0
-	case <-v.qemu.done:
-		return fail(errors.New("QEMU ended" + v.qemu.lastWords()))
 	}
-	counter.close()
-	tell(keeperEvent{Event: keeperTaken})
+	defer monitor.Close()
+	k.tell(keeperEvent{Event: keeperTaken})
 	_ = sync.Close()
-	if err := v.handOver(monitor, Handover{Keeper: self}); err != nil {
+	if err := k.vm.handOver(monitor, Handover{Keeper: k.pid}); err != nil {
 		log.Debug("hand the VM over", "error", err)
 		return 1
 	}
+	k.attend(monitor)
+	return 0
+}
+
+// tell writes to Standby, which may have gone.
+func (k *keeper) tell(ev keeperEvent) { _ = guestproto.WriteFrame(k.sync, ev) }
+
+// prepare has a VM stand by.
+func (k *keeper) prepare() (err error) {
+	if err := guestproto.ReadFrame(k.sync, guestproto.MaxRequest, &k.cfg); err != nil {
+		return err
+	}
+	k.dir = filepath.Join(k.cfg.TemplateDir, standbyDir)
+	if err := os.Mkdir(k.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if k.pid, err = hostPid(); err != nil {
+		return err
+	}
+	f := &Factory{Parts: k.cfg.Parts, Accel: k.cfg.Accel, TemplateDir: k.cfg.TemplateDir, Log: k.log}
+	k.vm, k.key, err = f.startStandby(k.cfg.Shape, stageOf(k.dir, k.pid), k.cfg.Example)
+	return err
+}
+
+// awaitMonitor offers the VM to the first monitor that wants one. It returns nil when
+// Standby wants the VM no more. The caller closes the connection.
+func (k *keeper) awaitMonitor() (*net.UnixConn, error) {
+	o, err := openOffer(k.dir, socketName(k.key, k.pid))
+	if err != nil {
+		return nil, err
+	}
+	defer o.close()
+	k.tell(keeperEvent{Event: keeperReady, Key: k.key})
+	unwanted := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, k.sync)
+		close(unwanted)
+	}()
+	select {
+	case monitor := <-o.accepted:
+		return monitor, nil
+	case <-unwanted:
+		return nil, nil
+	case <-k.vm.qemu.done:
+		return nil, errors.New("QEMU ended" + k.vm.qemu.lastWords())
+	}
+}
+
+// attend waits for QEMU's end, which the monitor may ask for, and tells the monitor
+// of it.
+func (k *keeper) attend(monitor *net.UnixConn) {
 	go func() {
 		_, _ = io.Copy(io.Discard, monitor)
-		v.qemu.kill()
+		k.vm.qemu.kill()
 	}()
-	<-v.qemu.done
-	_ = guestproto.WriteFrame(monitor, vmEnd{Status: v.qemu.status, Stderr: v.qemu.tail.String()}) // it may have gone
-	_ = monitor.Close()
-	return 0
+	<-k.vm.qemu.done
+	_ = guestproto.WriteFrame(monitor, vmEnd{Status: k.vm.qemu.status, Stderr: k.vm.qemu.tail.String()}) // it may have gone
 }
 
 // startStandby starts a VM from a template, has it rehearse and leaves it standing
@@ -155,44 +189,47 @@ func hostPid() (int, error) {
 	return strconv.Atoi(link)
 }
 
-// counter is where a keeper hands its VM out.
-type counter struct {
+// offer is a socket at which a standby VM is to be had.
+type offer struct {
 	dir      *os.File
 	name     string
 	listener *net.UnixListener
-	served   chan *net.UnixConn // the one that gets it
+	accepted chan *net.UnixConn // by the one that gets the VM
 }
 
-// openCounter opens a socket in dir.
-func openCounter(dir, name string) (*counter, error) {
+// openOffer opens the socket in dir. The caller closes the offer.
+func openOffer(dir, name string) (*offer, error) {
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	c := &counter{dir: d, name: name, served: make(chan *net.UnixConn, 1)}
-	if c.listener, err = fdpass.Listen(d, name); err != nil {
+	o := &offer{dir: d, name: name, accepted: make(chan *net.UnixConn, 1)}
+	if o.listener, err = fdpass.Listen(d, name); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	go func() {
-		for {
-			conn, err := c.listener.AcceptUnix()
-			if err != nil {
-				return
-			}
-			if fdpass.CheckPeer(conn) == nil {
-				c.served <- conn
-				return
-			}
-			_ = conn.Close()
-		}
-	}()
-	return c, nil
+	go o.accept()
+	return o, nil
 }
 
-// close has nobody come any more. Those that have come in vain hear it. It may be
-// called again.
-func (c *counter) close() {
-	_ = os.Remove(fdpass.Path(c.dir, c.name))
-	_ = c.listener.Close()
-	_ = c.dir.Close()
+// accept takes the first connection of the same user's.
+func (o *offer) accept() {
+	for {
+		conn, err := o.listener.AcceptUnix()
+		if err != nil {
+			return
+		}
+		if fdpass.CheckPeer(conn) == nil {
+			o.accepted <- conn
+			return
+		}
+		_ = conn.Close()
+	}
+}
+
+// close removes the socket. A connection that nobody has accepted is closed, so that
+// its other end sees that the VM has gone.
+func (o *offer) close() {
+	_ = os.Remove(fdpass.Path(o.dir, o.name))
+	_ = o.listener.Close()
+	_ = o.dir.Close()
 }
