@@ -57,40 +57,13 @@ func convert(r *specs.LinuxResources, extra Overhead) (*cgroups.Resources, error
 		out.Devices = append(out.Devices, &d)
 	}
 
-	if m := r.Memory; m != nil {
-		out.Memory = raise(value(m.Limit), extra.MemoryBytes)
-		// Memory and swap in one number, so once is enough.
-		out.MemorySwap = raise(value(m.Swap), extra.MemoryBytes)
-		out.MemoryReservation = raise(value(m.Reservation), extra.MemoryBytes)
-		out.MemorySwappiness = m.Swappiness
-		out.OomKillDisable = value(m.DisableOOMKiller)
-		out.MemoryCheckBeforeUpdate = value(m.CheckBeforeUpdate)
-	}
+	setMemory(out, r.Memory, extra)
 	if p := r.Pids; p != nil && p.Limit != nil && *p.Limit != 0 {
 		limit := raise(*p.Limit, extra.Pids)
 		out.PidsLimit = &limit
 	}
-	if c := r.CPU; c != nil {
-		out.CpuShares = value(c.Shares)
-		out.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(out.CpuShares)
-		out.CpuQuota = value(c.Quota)
-		out.CpuBurst = c.Burst
-		out.CpuPeriod = value(c.Period)
-		out.CpuRtRuntime = value(c.RealtimeRuntime)
-		out.CpuRtPeriod = value(c.RealtimePeriod)
-		out.CpusetCpus, out.CpusetMems = c.Cpus, c.Mems
-		out.CPUIdle = c.Idle
-	}
-	if b := r.BlockIO; b != nil {
-		out.BlkioWeight, out.BlkioLeafWeight = value(b.Weight), value(b.LeafWeight)
-		for _, d := range b.WeightDevice {
-			out.BlkioWeightDevice = append(out.BlkioWeightDevice, cgroups.NewWeightDevice(d.Major, d.Minor, value(d.Weight), value(d.LeafWeight)))
-		}
-		out.BlkioThrottleReadBpsDevice = throttles(b.ThrottleReadBpsDevice)
-		out.BlkioThrottleWriteBpsDevice = throttles(b.ThrottleWriteBpsDevice)
-		out.BlkioThrottleReadIOPSDevice = throttles(b.ThrottleReadIOPSDevice)
-		out.BlkioThrottleWriteIOPSDevice = throttles(b.ThrottleWriteIOPSDevice)
-	}
+	setCPU(out, r.CPU)
+	setBlockIO(out, r.BlockIO)
 	for _, h := range r.HugepageLimits {
 		out.HugetlbLimit = append(out.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: h.Pagesize, Limit: h.Limit})
 	}
@@ -106,20 +79,70 @@ func convert(r *specs.LinuxResources, extra Overhead) (*cgroups.Resources, error
 			out.NetPrioIfpriomap = append(out.NetPrioIfpriomap, &cgroups.IfPrioMap{Interface: p.Name, Priority: int64(p.Priority)})
 		}
 	}
-	if len(r.Unified) > 0 {
-		out.Unified = maps.Clone(r.Unified)
-		for file, by := range map[string]int64{
-			"memory.max": extra.MemoryBytes, "memory.high": extra.MemoryBytes,
-			"memory.low": extra.MemoryBytes, "memory.min": extra.MemoryBytes,
-			"pids.max": extra.Pids,
-		} {
-			// Anything but a number is the kernel's to judge: max, 0, or wrong.
-			if n, err := strconv.ParseInt(strings.TrimSpace(out.Unified[file]), 10, 64); err == nil && n > 0 {
-				out.Unified[file] = strconv.FormatInt(raise(n, by), 10)
-			}
+	out.Unified = raiseUnified(r.Unified, extra)
+	return out, nil
+}
+
+func setMemory(out *cgroups.Resources, m *specs.LinuxMemory, extra Overhead) {
+	if m == nil {
+		return
+	}
+	out.Memory = raise(value(m.Limit), extra.MemoryBytes)
+	// Memory and swap in one number, so once is enough.
+	out.MemorySwap = raise(value(m.Swap), extra.MemoryBytes)
+	out.MemoryReservation = raise(value(m.Reservation), extra.MemoryBytes)
+	out.MemorySwappiness = m.Swappiness
+	out.OomKillDisable = value(m.DisableOOMKiller)
+	out.MemoryCheckBeforeUpdate = value(m.CheckBeforeUpdate)
+}
+
+func setCPU(out *cgroups.Resources, c *specs.LinuxCPU) {
+	if c == nil {
+		return
+	}
+	out.CpuShares = value(c.Shares)
+	out.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(out.CpuShares)
+	out.CpuQuota = value(c.Quota)
+	out.CpuBurst = c.Burst
+	out.CpuPeriod = value(c.Period)
+	out.CpuRtRuntime = value(c.RealtimeRuntime)
+	out.CpuRtPeriod = value(c.RealtimePeriod)
+	out.CpusetCpus, out.CpusetMems = c.Cpus, c.Mems
+	out.CPUIdle = c.Idle
+}
+
+func setBlockIO(out *cgroups.Resources, b *specs.LinuxBlockIO) {
+	if b == nil {
+		return
+	}
+	out.BlkioWeight, out.BlkioLeafWeight = value(b.Weight), value(b.LeafWeight)
+	for _, d := range b.WeightDevice {
+		out.BlkioWeightDevice = append(out.BlkioWeightDevice, cgroups.NewWeightDevice(d.Major, d.Minor, value(d.Weight), value(d.LeafWeight)))
+	}
+	out.BlkioThrottleReadBpsDevice = throttles(b.ThrottleReadBpsDevice)
+	out.BlkioThrottleWriteBpsDevice = throttles(b.ThrottleWriteBpsDevice)
+	out.BlkioThrottleReadIOPSDevice = throttles(b.ThrottleReadIOPSDevice)
+	out.BlkioThrottleWriteIOPSDevice = throttles(b.ThrottleWriteIOPSDevice)
+}
+
+// raiseUnified is a copy of files of cgroup v2 with the limits among them raised. It is
+// nil if there are none.
+func raiseUnified(files map[string]string, extra Overhead) map[string]string {
+	if len(files) == 0 {
+		return nil
+	}
+	raised := maps.Clone(files)
+	for file, by := range map[string]int64{
+		"memory.max": extra.MemoryBytes, "memory.high": extra.MemoryBytes,
+		"memory.low": extra.MemoryBytes, "memory.min": extra.MemoryBytes,
+		"pids.max": extra.Pids,
+	} {
+		// Anything but a number is the kernel's to judge: max, 0, or wrong.
+		if n, err := strconv.ParseInt(strings.TrimSpace(raised[file]), 10, 64); err == nil && n > 0 {
+			raised[file] = strconv.FormatInt(raise(n, by), 10)
 		}
 	}
-	return out, nil
+	return raised
 }
 
 func convertDevice(d specs.LinuxDeviceCgroup) (*config.Rule, error) {

@@ -80,14 +80,20 @@ func readOnce(h *netlink.Handle) (s snapshot, err error) {
 	return s, nil
 }
 
-// convert is Scan without the kernel.
-func convert(s snapshot) (guestproto.Network, error) {
+// taken are the interfaces that the guest gets.
+type taken struct {
+	interfaces []guestproto.Interface
+	names      map[int]string       // by index
+	subnets    map[int][]*net.IPNet // that their addresses span, by index
+}
+
+// takeLinks chooses the interfaces: those with an address that are not the loopback
+// and no tap of our own.
+func takeLinks(s snapshot) (*taken, error) {
 	links := slices.Clone(s.links)
 	slices.SortStableFunc(links, func(a, b netlink.Link) int { return a.Attrs().Index - b.Attrs().Index })
 
-	var network guestproto.Network
-	names := map[int]string{}         // of the interfaces taken, by index
-	subnets := map[int][]*net.IPNet{} // that their addresses span
+	t := &taken{names: map[int]string{}, subnets: map[int][]*net.IPNet{}}
 	for _, link := range links {
 		attrs := link.Attrs()
 		if attrs.Flags&net.FlagLoopback != 0 || isTap(link) {
@@ -99,25 +105,34 @@ func convert(s snapshot) (guestproto.Network, error) {
 				continue
 			}
 			addresses = append(addresses, a.IPNet.String())
-			subnets[attrs.Index] = append(subnets[attrs.Index], subnet(a.IPNet))
+			t.subnets[attrs.Index] = append(t.subnets[attrs.Index], subnet(a.IPNet))
 		}
 		if len(addresses) == 0 {
 			continue
 		}
 		if len(attrs.HardwareAddr) != 6 {
-			return guestproto.Network{}, fmt.Errorf("interface %s (%s) is not Ethernet, which a VM cannot take over", attrs.Name, link.Type())
+			return nil, fmt.Errorf("interface %s (%s) is not Ethernet, which a VM cannot take over", attrs.Name, link.Type())
 		}
-		names[attrs.Index] = attrs.Name
-		network.Interfaces = append(network.Interfaces, guestproto.Interface{
+		t.names[attrs.Index] = attrs.Name
+		t.interfaces = append(t.interfaces, guestproto.Interface{
 			Name:      attrs.Name,
 			MAC:       attrs.HardwareAddr.String(),
 			MTU:       attrs.MTU,
 			Addresses: addresses,
 		})
 	}
+	return t, nil
+}
 
+// convert is Scan without the kernel.
+func convert(s snapshot) (guestproto.Network, error) {
+	t, err := takeLinks(s)
+	if err != nil {
+		return guestproto.Network{}, err
+	}
+	network := guestproto.Network{Interfaces: t.interfaces}
 	for _, r := range s.routes {
-		if route, ok := convertRoute(r, names, subnets); ok {
+		if route, ok := convertRoute(r, t.names, t.subnets); ok {
 			network.Routes = append(network.Routes, route)
 		}
 	}
@@ -128,7 +143,7 @@ func convert(s snapshot) (guestproto.Network, error) {
 	})
 
 	for _, n := range s.neighbours {
-		name, ok := names[n.LinkIndex]
+		name, ok := t.names[n.LinkIndex]
 		if !ok || n.State&netlink.NUD_PERMANENT == 0 || n.Flags&netlink.NTF_PROXY != 0 ||
 			len(n.HardwareAddr) != 6 || n.IP.IsMulticast() || n.IP == nil {
 			continue

@@ -32,47 +32,8 @@ func MergeResources(old, update *specs.LinuxResources) (after, change *specs.Lin
 	if old != nil {
 		*after = *old
 	}
-	if m := update.Memory; m != nil {
-		merged := value(after.Memory)
-		changed := take(&merged.Limit, m.Limit)
-		changed = take(&merged.Swap, m.Swap) || changed
-		changed = take(&merged.Reservation, m.Reservation) || changed
-		merged.CheckBeforeUpdate = m.CheckBeforeUpdate
-		if changed {
-			after.Memory, change.Memory = &merged, &specs.LinuxMemory{
-				Limit: merged.Limit, Swap: merged.Swap, Reservation: merged.Reservation, CheckBeforeUpdate: m.CheckBeforeUpdate,
-			}
-		}
-	}
-	if c := update.CPU; c != nil {
-		merged, set := value(after.CPU), new(specs.LinuxCPU)
-		if take(&merged.Shares, c.Shares) {
-			set.Shares = merged.Shares
-		}
-		bandwidth := take(&merged.Quota, c.Quota)
-		bandwidth = take(&merged.Period, c.Period) || bandwidth
-		if c.Burst != nil { // zero is a value here
-			merged.Burst, bandwidth = c.Burst, true
-		}
-		if bandwidth {
-			set.Quota, set.Period, set.Burst = merged.Quota, merged.Period, merged.Burst
-		}
-		realtime := take(&merged.RealtimeRuntime, c.RealtimeRuntime)
-		realtime = take(&merged.RealtimePeriod, c.RealtimePeriod) || realtime
-		if realtime {
-			set.RealtimeRuntime, set.RealtimePeriod = merged.RealtimeRuntime, merged.RealtimePeriod
-		}
-		if c.Idle != nil {
-			merged.Idle, set.Idle = c.Idle, c.Idle
-		}
-		if c.Cpus != "" {
-			merged.Cpus, set.Cpus = c.Cpus, c.Cpus
-		}
-		if c.Mems != "" {
-			merged.Mems, set.Mems = c.Mems, c.Mems
-		}
-		after.CPU, change.CPU = &merged, set
-	}
+	mergeMemory(after, change, update.Memory)
+	mergeCPU(after, change, update.CPU)
 	if p := update.Pids; p != nil {
 		merged := value(after.Pids)
 		if take(&merged.Limit, p.Limit) {
@@ -93,6 +54,57 @@ func MergeResources(old, update *specs.LinuxResources) (after, change *specs.Lin
 		after.Unified, change.Unified = merged, update.Unified
 	}
 	return after, change
+}
+
+// mergeMemory is MergeResources for memory: its limits mean something together only.
+func mergeMemory(after, change *specs.LinuxResources, m *specs.LinuxMemory) {
+	if m == nil {
+		return
+	}
+	merged := value(after.Memory)
+	changed := take(&merged.Limit, m.Limit)
+	changed = take(&merged.Swap, m.Swap) || changed
+	changed = take(&merged.Reservation, m.Reservation) || changed
+	merged.CheckBeforeUpdate = m.CheckBeforeUpdate
+	if changed {
+		after.Memory, change.Memory = &merged, &specs.LinuxMemory{
+			Limit: merged.Limit, Swap: merged.Swap, Reservation: merged.Reservation, CheckBeforeUpdate: m.CheckBeforeUpdate,
+		}
+	}
+}
+
+// mergeCPU is MergeResources for processors: a quota goes with its period.
+func mergeCPU(after, change *specs.LinuxResources, c *specs.LinuxCPU) {
+	if c == nil {
+		return
+	}
+	merged, set := value(after.CPU), new(specs.LinuxCPU)
+	if take(&merged.Shares, c.Shares) {
+		set.Shares = merged.Shares
+	}
+	bandwidth := take(&merged.Quota, c.Quota)
+	bandwidth = take(&merged.Period, c.Period) || bandwidth
+	if c.Burst != nil { // zero is a value here
+		merged.Burst, bandwidth = c.Burst, true
+	}
+	if bandwidth {
+		set.Quota, set.Period, set.Burst = merged.Quota, merged.Period, merged.Burst
+	}
+	realtime := take(&merged.RealtimeRuntime, c.RealtimeRuntime)
+	realtime = take(&merged.RealtimePeriod, c.RealtimePeriod) || realtime
+	if realtime {
+		set.RealtimeRuntime, set.RealtimePeriod = merged.RealtimeRuntime, merged.RealtimePeriod
+	}
+	if c.Idle != nil {
+		merged.Idle, set.Idle = c.Idle, c.Idle
+	}
+	if c.Cpus != "" {
+		merged.Cpus, set.Cpus = c.Cpus, c.Cpus
+	}
+	if c.Mems != "" {
+		merged.Mems, set.Mems = c.Mems, c.Mems
+	}
+	after.CPU, change.CPU = &merged, set
 }
 
 // take replaces a member by one that is there and not zero, and says whether

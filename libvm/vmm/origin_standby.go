@@ -50,57 +50,90 @@ func (s *Starter) adopt(templates, key string) (*VM, *Handover) {
 const takeTimeout = 10 * time.Second
 
 // take gets the VM of a keeper's socket, and starts virtiofsd for it.
-func (s *Starter) take(dir *os.File, name string) (_ *VM, _ *Handover, err error) {
+func (s *Starter) take(dir *os.File, name string) (*VM, *Handover, error) {
+	keeper, err := dialKeeper(dir, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	taken, conns, share, err := receiveVM(keeper)
+	if err != nil {
+		return nil, nil, errors.Join(err, keeper.Close()) // which ends QEMU
+	}
+	v := &VM{log: s.Log, Control: conns[0], console: readConsole(conns[2], s.Files.Console), qemu: adoptedQEMU(keeper, s.Log)}
+	if err := s.complete(v, conns[1], share); err != nil {
+		v.Close()
+		return nil, nil, err
+	}
+	return v, taken, nil
+}
+
+// dialKeeper connects to a keeper's socket. It removes one whose keeper was killed, and
+// what had it stand by.
+func dialKeeper(dir *os.File, name string) (*net.UnixConn, error) {
 	keeper, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: fdpass.Path(dir, name), Net: "unix"})
-	if errors.Is(err, unix.ECONNREFUSED) { // its keeper was killed, and what had it stand by
+	if errors.Is(err, unix.ECONNREFUSED) {
 		err = errors.Join(err, os.Remove(fdpass.Path(dir, name)))
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	v := &VM{log: s.Log}
-	defer func() {
-		if err != nil {
-			_ = keeper.Close() // ends QEMU
-			v.Close()
-		}
-	}()
-	if err := errors.Join(fdpass.CheckPeer(keeper), keeper.SetDeadline(time.Now().Add(takeTimeout))); err != nil {
-		return nil, nil, err
+	if err := fdpass.CheckPeer(keeper); err != nil {
+		return nil, errors.Join(err, keeper.Close())
+	}
+	return keeper, nil
+}
+
+// receiveVM is the other side of handOver: the control port, QMP and the console, and
+// the socket at which QEMU awaits virtiofsd. The caller closes them; with an error there
+// are none.
+func receiveVM(keeper *net.UnixConn) (taken *Handover, conns [3]*net.UnixConn, share *os.File, err error) {
+	if err := keeper.SetDeadline(time.Now().Add(takeTimeout)); err != nil {
+		return nil, conns, nil, err
 	}
 	files, err := fdpass.Receive(keeper)
-	defer func() { fdpass.CloseAll(files) }()
 	if err != nil {
-		return nil, nil, err
+		return nil, conns, nil, err
 	}
-	if len(files) != 4 {
-		return nil, nil, fmt.Errorf("%d descriptors", len(files))
+	defer func() {
+		if err != nil {
+			fdpass.CloseAll(files)
+		}
+	}()
+	if len(files) != len(conns)+1 {
+		return nil, conns, nil, fmt.Errorf("%d descriptors", len(files))
 	}
-	taken := new(Handover)
-	if err := guestproto.ReadFrame(keeper, maxVMEnd, taken); err != nil {
-		return nil, nil, err
+	taken = new(Handover)
+	if err := errors.Join(guestproto.ReadFrame(keeper, maxVMEnd, taken), keeper.SetDeadline(time.Time{})); err != nil {
+		return nil, conns, nil, err
 	}
-	if err := keeper.SetDeadline(time.Time{}); err != nil {
-		return nil, nil, err
-	}
-	var conns [3]*net.UnixConn
 	for i := range conns {
 		conn, err := net.FileConn(files[i])
 		if err != nil {
-			return nil, nil, err
+			for _, c := range conns[:i] {
+				_ = c.Close()
+			}
+			return nil, conns, nil, err
 		}
 		conns[i] = conn.(*net.UnixConn)
 	}
-	v.Control, v.console, v.qemu = conns[0], readConsole(conns[2], s.Files.Console), adoptedQEMU(keeper, s.Log)
-	if v.virtiofsd, err = startVirtiofsd(s.Parts.Virtiofsd, s.Files, s.Log, files[3]); err != nil {
-		return nil, nil, err
+	fdpass.CloseAll(files[:len(conns)]) // the connections have their own
+	return taken, conns, files[len(conns)], nil
+}
+
+// complete gives a VM that was taken its virtiofsd and has it go on. It closes share,
+// and conn where the VM does not have it.
+func (s *Starter) complete(v *VM, conn *net.UnixConn, share *os.File) (err error) {
+	v.virtiofsd, err = startVirtiofsd(s.Parts.Virtiofsd, s.Files, s.Log, share)
+	_ = share.Close() // virtiofsd has its own
+	if err != nil {
+		return errors.Join(err, conn.Close())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), takeTimeout)
 	defer cancel()
-	if v.qmp, err = qmp.New(ctx, conns[1]); err != nil {
-		return nil, nil, err
+	if v.qmp, err = qmp.New(ctx, conn); err != nil {
+		return err
 	}
-	return v, taken, v.proceed()
+	return v.proceed()
 }
 
 // adoptedQEMU is the QEMU at the other end of a keeper's connection.
