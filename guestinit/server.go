@@ -33,19 +33,19 @@ type server struct {
 func newServer(children *reaper, network *networkState, ground *groundwork, filter []byte) *server {
 	s := &server{children: children, ground: ground, filter: filter, network: network, dns: &dnsRelay{}}
 	s.handlers = map[guestproto.Op]handler{
-		guestproto.OpHello:   on(s.hello),
-		guestproto.OpCreate:  on(s.create),
-		guestproto.OpStart:   on(s.start),
-		guestproto.OpExec:    on(s.exec),
-		guestproto.OpWait:    on(s.wait),
-		guestproto.OpSignal:  on(s.signal),
-		guestproto.OpResize:  on(s.resize),
-		guestproto.OpNetwork: on(s.configureNetwork),
-		guestproto.OpClock:   on(s.clock),
-		guestproto.OpUpdate:  on(s.update),
-		guestproto.OpStats:   on(s.stats),
-		guestproto.OpOOM:     on(s.awaitOOM),
-		guestproto.OpForget:  on(s.forget),
+		guestproto.OpHello:   handle(s.hello),
+		guestproto.OpCreate:  handle(s.create),
+		guestproto.OpStart:   handle(s.start),
+		guestproto.OpExec:    handle(s.exec),
+		guestproto.OpWait:    handle(s.wait),
+		guestproto.OpSignal:  handle(s.signal),
+		guestproto.OpResize:  handle(s.resize),
+		guestproto.OpNetwork: handle(s.configureNetwork),
+		guestproto.OpClock:   handle(s.clock),
+		guestproto.OpUpdate:  handle(s.update),
+		guestproto.OpStats:   handle(s.stats),
+		guestproto.OpOOM:     handle(s.awaitOOM),
+		guestproto.OpForget:  handle(s.forget),
 	}
 	learn(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.WaitReply{})
 	return s
@@ -54,8 +54,8 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 // handler carries out one kind of request. The reply may be nil.
 type handler func(body json.RawMessage) (reply any, err error)
 
-// on makes a handler of a function that takes its own request type.
-func on[T any](f func(req *T) (any, error)) handler {
+// handle makes a handler of a function that takes its own request type.
+func handle[T any](f func(req *T) (any, error)) handler {
 	learn(new(T))
 	return func(body json.RawMessage) (any, error) {
 		req, err := decode[T](body)

@@ -340,7 +340,7 @@ func (m *monitor) start(steps *trace.Recorder) error {
 	if err != nil {
 		return err
 	}
-	req := guestproto.StartRequest{Network: m.net.news(wanted)}
+	req := guestproto.StartRequest{Network: m.net.pending(wanted)}
 	defer steps.Begin("start, in the guest")()
 	if m.cfg.Plan.Guest.Hooks == nil {
 		err = m.guest.call(guestproto.OpStart, req, nil, within(startTimeout))
@@ -353,7 +353,7 @@ func (m *monitor) start(steps *trace.Recorder) error {
 	if err != nil {
 		return err
 	}
-	m.net.told = wanted
+	m.net.configured = wanted
 	return nil
 }
 

@@ -324,9 +324,9 @@ func (m *monitor) setUpNetwork() <-chan error {
 	go func() {
 		defer setUp()
 		wanted, err := m.net.plug(m.vmm, m.guest)
-		if err == nil && m.net.news(wanted) != nil {
+		if err == nil && m.net.pending(wanted) != nil {
 			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, within(requestTimeout)); err == nil {
-				m.net.told = wanted
+				m.net.configured = wanted
 			}
 		}
 		done <- err

@@ -38,8 +38,8 @@ type network struct {
 	id        string
 	// local is what the guest needs for clients in the namespace itself.
 	local guestproto.Network
-	// told is what the guest has made of its NICs.
-	told *guestproto.Network
+	// configured is what the guest has made of its NICs.
+	configured *guestproto.Network
 	// forwards says that the namespace forwards packets between its interfaces: a
 	// new one does where the host does.
 	forwards bool
@@ -50,7 +50,7 @@ type network struct {
 
 // openNetwork must be called before the monitor leaves the host's file systems.
 func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
-	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: []int{vmm.CreatePort, vmm.StartPort}, told: &guestproto.Network{}}
+	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: []int{vmm.CreatePort, vmm.StartPort}, configured: &guestproto.Network{}}
 	if n.host {
 		return n, nil
 	}
@@ -152,10 +152,10 @@ func (n *network) plug(v *vmm.VM, g *guest) (*guestproto.Network, error) {
 	return &wanted, nil
 }
 
-// news returns what the guest has to be told for it to know what is wanted: nil if
+// pending returns what the guest has to be told for it to know what is wanted: nil if
 // it does.
-func (n *network) news(wanted *guestproto.Network) *guestproto.Network {
-	if reflect.DeepEqual(n.told, wanted) {
+func (n *network) pending(wanted *guestproto.Network) *guestproto.Network {
+	if reflect.DeepEqual(n.configured, wanted) {
 		return nil
 	}
 	return wanted
