@@ -310,9 +310,9 @@ func (c *container) wait(p *process) *guestproto.WaitReply {
 
 func waitReply(status unix.WaitStatus) *guestproto.WaitReply {
 	if status.Signaled() {
-		return &guestproto.WaitReply{Signal: int(status.Signal())}
+		return &guestproto.WaitReply{ExitStatus: guestproto.ExitStatus{Signal: int(status.Signal())}}
 	}
-	return &guestproto.WaitReply{Code: status.ExitStatus()}
+	return &guestproto.WaitReply{ExitStatus: guestproto.ExitStatus{Code: status.ExitStatus()}}
 }
 
 // forget drops an ended exec process, unless output of it is still to be asked

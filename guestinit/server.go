@@ -47,7 +47,7 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 		guestproto.OpOOM:     handle(s.awaitOOM),
 		guestproto.OpForget:  handle(s.forget),
 	}
-	learn(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.WaitReply{})
+	primeJSON(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.WaitReply{})
 	return s
 }
 
@@ -56,7 +56,7 @@ type handler func(body json.RawMessage) (reply any, err error)
 
 // handle makes a handler of a function that takes its own request type.
 func handle[T any](f func(req *T) (any, error)) handler {
-	learn(new(T))
+	primeJSON(new(T))
 	return func(body json.RawMessage) (any, error) {
 		req, err := decode[T](body)
 		if err != nil {
@@ -76,9 +76,9 @@ func decode[T any](body json.RawMessage) (*T, error) {
 	return req, nil
 }
 
-// learn has package json look at the types of messages, which it does once: here
+// primeJSON has package json look at the types of messages, which it does once: here
 // and now, before the template is saved, and not in each copy of it.
-func learn(messages ...any) {
+func primeJSON(messages ...any) {
 	for _, m := range messages {
 		_, _ = json.Marshal(m) // for what it keeps of the type
 	}

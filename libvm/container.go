@@ -31,7 +31,7 @@ func (c *Container) Wait() (int, error) {
 	}
 	ws := c.monitor.ProcessState.Sys().(syscall.WaitStatus)
 	if ws.Signaled() {
-		return ExitStatus{Signal: int(ws.Signal())}.Shell(), nil
+		return guestproto.ExitStatus{Signal: int(ws.Signal())}.Shell(), nil
 	}
 	return ws.ExitStatus(), nil
 }

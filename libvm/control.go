@@ -29,7 +29,7 @@ import (
 // For an exec the connection stays open as long as the process lives:
 //
 //	 |-- execMessage (signal, resize) ----->|   any number
-//	 |<------------------ execExit ---------|   then both sides close
+//	 |<---------------- exit status ---------|   then both sides close
 //
 // The command's end closing early kills the exec process. After a request for
 // events the monitor sends an eventMessage for each until the container ends.
@@ -71,20 +71,30 @@ type controlReply struct {
 	Trace []trace.Span           `json:"trace,omitempty"`
 }
 
-// controlError keeps which sentinel an error matched across the socket.
+// controlError is an error on its way from the monitor to a command: a guest's, or
+// one of the monitor's, which has no code. Kind says which sentinel it matches.
 type controlError struct {
 	Message string          `json:"message"`
 	Code    guestproto.Code `json:"code,omitempty"`
 	Kind    string          `json:"kind,omitempty"`
 }
 
+func (e *controlError) Error() string { return e.Message }
+
+// Unwrap gives the sentinel, and the guest's error where it is one.
+func (e *controlError) Unwrap() (errs []error) {
+	if sentinel, ok := sentinelKinds[e.Kind]; ok {
+		errs = append(errs, sentinel)
+	}
+	if e.Code != "" {
+		errs = append(errs, &guestproto.Error{Code: e.Code, Message: e.Message})
+	}
+	return errs
+}
+
 type execMessage struct {
 	Signal int     `json:"signal,omitempty"`
 	Resize *[2]int `json:"resize,omitempty"` // width, height
-}
-
-type execExit struct {
-	Status ExitStatus `json:"status"`
 }
 
 // sentinelKinds are the errors whose identity crosses the control socket.
@@ -97,44 +107,31 @@ var sentinelKinds = map[string]error{
 	"no-answer":   vmm.ErrNoAnswer,
 }
 
+// toControlError is nil for a nil error.
 func toControlError(err error) *controlError {
 	if err == nil {
 		return nil
 	}
-	ce := &controlError{Message: err.Error()}
+	e := &controlError{Message: err.Error()}
 	for kind, sentinel := range sentinelKinds {
 		if errors.Is(err, sentinel) {
-			ce.Kind = kind
+			e.Kind = kind
 		}
 	}
 	var ge *guestproto.Error
 	if errors.As(err, &ge) {
-		ce.Code = ge.Code
+		e.Code = ge.Code
 	}
-	return ce
+	return e
 }
 
-func (ce *controlError) err() error {
-	if ce == nil {
+// err keeps a nil *controlError from becoming an error that is not nil.
+func (e *controlError) err() error {
+	if e == nil {
 		return nil
 	}
-	if sentinel, ok := sentinelKinds[ce.Kind]; ok {
-		return sentinelError{ce.Message, sentinel}
-	}
-	if ce.Code != "" {
-		return &guestproto.Error{Code: ce.Code, Message: ce.Message}
-	}
-	return errors.New(ce.Message)
+	return e
 }
-
-// sentinelError has the text of the far side and matches the sentinel.
-type sentinelError struct {
-	text     string
-	sentinel error
-}
-
-func (e sentinelError) Error() string { return e.text }
-func (e sentinelError) Unwrap() error { return e.sentinel }
 
 // dialControl connects to the monitor of the container whose state lies in dir
 // and makes the request; stdio is passed along. The connection is open if and
@@ -206,19 +203,3 @@ func receiveRequest(conn *net.UnixConn) (req controlRequest, files []*os.File, e
 }
 
 func (r controlReply) send(conn io.Writer) error { return guestproto.WriteFrame(conn, r) }
-
-// ExitStatus is how a process in the guest ended: Signal is zero, or the signal
-// that killed it, and then Code does not count.
-type ExitStatus struct {
-	Code   int `json:"code"`
-	Signal int `json:"signal,omitempty"`
-}
-
-// Shell is the status in the form a shell gives it: the code, or 128 and the
-// signal's number.
-func (s ExitStatus) Shell() int {
-	if s.Signal != 0 {
-		return 128 + s.Signal
-	}
-	return s.Code
-}

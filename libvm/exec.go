@@ -50,22 +50,22 @@ func (o *ExecOptions) params() *execParams {
 // standing for it: signals it receives go to the guest's process, and Exec
 // returns when that has ended. With a terminal, Stdio.Stdin must be one; it is
 // in raw mode meanwhile.
-func (c *Container) Exec(opts ExecOptions) (ExitStatus, error) {
+func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 	if opts.PidFile != "" {
 		if err := replaceFile(opts.PidFile, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
-			return ExitStatus{}, fmt.Errorf("pid file: %w", err)
+			return guestproto.ExitStatus{}, fmt.Errorf("pid file: %w", err)
 		}
 	}
 	if opts.PidfdSocket != "" {
 		if err := sendPidfd(os.Getpid(), opts.PidfdSocket); err != nil {
-			return ExitStatus{}, err
+			return guestproto.ExitStatus{}, err
 		}
 	}
 	stdio := opts.Stdio
 	if opts.Process.Terminal {
 		restore, err := rawTerminal(stdio.Stdin)
 		if err != nil {
-			return ExitStatus{}, err
+			return guestproto.ExitStatus{}, err
 		}
 		defer restore()
 		stdio = Stdio{Stdin: stdio.Stdin, Stdout: stdio.Stdin}
@@ -75,7 +75,7 @@ func (c *Container) Exec(opts ExecOptions) (ExitStatus, error) {
 	x, err := startExec(c.dir, opts.params(), stdio)
 	asked()
 	if err != nil {
-		return ExitStatus{}, err
+		return guestproto.ExitStatus{}, err
 	}
 	defer x.conn.Close()
 	defer c.rt.Trace.Begin("exec: until the process has ended")()
@@ -259,11 +259,11 @@ func (x *execSession) resize() {
 
 // wait forwards signals until the process has ended. A VM that ends first ends
 // the process too, as a kill does.
-func (x *execSession) wait(signals <-chan os.Signal) (ExitStatus, error) {
-	exit := make(chan execExit, 1)
+func (x *execSession) wait(signals <-chan os.Signal) (guestproto.ExitStatus, error) {
+	exit := make(chan guestproto.ExitStatus, 1)
 	failed := make(chan error, 1)
 	go func() {
-		var e execExit
+		var e guestproto.ExitStatus
 		if err := guestproto.ReadFrame(x.conn, guestproto.MaxReply, &e); err != nil {
 			failed <- err
 			return
@@ -274,9 +274,9 @@ func (x *execSession) wait(signals <-chan os.Signal) (ExitStatus, error) {
 	for {
 		select {
 		case e := <-exit:
-			return e.Status, nil
+			return e, nil
 		case <-failed:
-			return ExitStatus{Signal: int(unix.SIGKILL)}, ErrVMLost
+			return guestproto.ExitStatus{Signal: int(unix.SIGKILL)}, ErrVMLost
 		case s := <-signals:
 			if s == unix.SIGWINCH && x.tty != nil {
 				x.resize()

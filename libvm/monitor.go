@@ -173,7 +173,7 @@ func (m *monitor) commit(sync *net.UnixConn) error {
 // waitInit waits for the end of the container, has its output written out, and
 // returns its status.
 func (m *monitor) waitInit() int {
-	end := guestproto.WaitReply{Code: exitVMLost}
+	end := guestproto.WaitReply{ExitStatus: guestproto.ExitStatus{Code: exitVMLost}}
 	select {
 	case <-m.ended:
 		end = m.end
@@ -192,11 +192,11 @@ func (m *monitor) waitInit() int {
 	if m.relay != nil {
 		m.relay.drain(m.killed)
 	}
-	status := ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}
+	status := end.ExitStatus
 	if m.wasKilled() {
 		m.vmm.Kill() // whoever waits for an answer of the guest's has waited enough
 		if status.Code == exitVMLost {
-			status = ExitStatus{Signal: int(unix.SIGKILL)}
+			status = guestproto.ExitStatus{Signal: int(unix.SIGKILL)}
 		}
 	}
 	m.log.Debug("the container has ended", "code", status.Code, "signal", status.Signal, "oom", end.OOMKilled)

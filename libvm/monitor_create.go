@@ -307,7 +307,7 @@ func (m *monitor) awaitInit() {
 	rep, err := m.guest.wait(guestproto.Init)
 	if err != nil {
 		m.log.Debug("wait for the container init", "error", err)
-		rep = guestproto.WaitReply{Code: exitVMLost}
+		rep = guestproto.WaitReply{ExitStatus: guestproto.ExitStatus{Code: exitVMLost}}
 	}
 	if rep.OOMKilled {
 		m.oom.raise(1) // it may not have been heard of otherwise
@@ -315,6 +315,10 @@ func (m *monitor) awaitInit() {
 	m.end = rep
 	close(m.ended)
 }
+
+// networkTimeout bounds what the guest does with its interfaces while it comes up, be
+// it one of many emulated ones on a busy host.
+const networkTimeout = 90 * time.Second
 
 // setUpNetwork gives the guest the interfaces that the container's network
 // namespace has already, beside what follows.
@@ -325,7 +329,7 @@ func (m *monitor) setUpNetwork() <-chan error {
 		defer setUp()
 		wanted, err := m.net.plug(m.vmm, m.guest)
 		if err == nil && m.net.pending(wanted) != nil {
-			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, within(requestTimeout)); err == nil {
+			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, within(networkTimeout)); err == nil {
 				m.net.configured = wanted
 			}
 		}

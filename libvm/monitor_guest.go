@@ -260,10 +260,12 @@ func checkSteps(steps []trace.Span, within time.Duration) []trace.Span {
 	return steps[:min(len(steps), maxSteps)]
 }
 
-// wait returns how process ended, when it has.
+// wait returns how process ended, when it has. The status is one that a process can
+// have.
 func (g *guest) wait(process string) (guestproto.WaitReply, error) {
 	var rep guestproto.WaitReply
 	err := g.call(guestproto.OpWait, guestproto.WaitRequest{Process: process}, &rep, untilTheEnd)
+	rep.Code, rep.Signal = rep.Code&0xff, rep.Signal&0x7f
 	return rep, err
 }
 
@@ -280,7 +282,3 @@ func (g *guest) signal(process string, signal int, all bool) error {
 	}
 	return err
 }
-
-// requestTimeout bounds what QEMU does while a VM comes up, be it one of many
-// emulated ones on a busy host.
-const requestTimeout = 90 * time.Second

@@ -144,7 +144,7 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	}
 	relay.drain(m.killed)
 	_ = files[0].Close() // the relay may be blocked in a read of it and ends with it
-	return guestproto.WriteFrame(conn, execExit{Status: ExitStatus{Code: end.Code & 0xff, Signal: end.Signal & 0x7f}})
+	return guestproto.WriteFrame(conn, end.ExitStatus)
 }
 
 // startExec has the guest execute a process. One that the guest has begun to start

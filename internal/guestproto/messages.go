@@ -215,11 +215,25 @@ type WaitRequest struct {
 	Process string `json:"process"`
 }
 
-// WaitReply is how a process ended: Signal is 0 or the signal that killed it,
+// ExitStatus is how a process ended: Signal is 0 or the signal that killed it,
 // and then Code does not count.
-type WaitReply struct {
+type ExitStatus struct {
 	Code   int `json:"code"`
 	Signal int `json:"signal,omitempty"`
+}
+
+// Shell is the status in the form a shell gives it: the code, or 128 and the
+// signal's number.
+func (s ExitStatus) Shell() int {
+	if s.Signal != 0 {
+		return 128 + s.Signal
+	}
+	return s.Code
+}
+
+// WaitReply is how a process ended.
+type WaitReply struct {
+	ExitStatus
 	// OOMKilled says that the guest's kernel killed a process of the
 	// container for lack of memory. Only the container init's reply has it.
 	OOMKilled bool `json:"oomKilled,omitempty"`
