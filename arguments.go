@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -70,5 +72,25 @@ func flagWords(flags []cli.Flag, args []string) int {
 		return 1
 	default:
 		return min(2, len(args))
+	}
+}
+
+const anyNumber = math.MaxInt
+
+// takes checks the number of a command's arguments, in runc's words.
+func takes(least, most int) cli.BeforeFunc {
+	return func(c *cli.Context) error {
+		n, what := c.NArg(), ""
+		switch {
+		case least == most && n != least:
+			what = fmt.Sprintf("exactly %d", least)
+		case n < least:
+			what = fmt.Sprintf("a minimum of %d", least)
+		case n > most:
+			what = fmt.Sprintf("a maximum of %d", most)
+		default:
+			return nil
+		}
+		return fmt.Errorf("boxlite: %q requires %s argument(s)", c.Command.Name, what)
 	}
 }

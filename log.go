@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -80,4 +81,52 @@ func jsonLine(at time.Time, level, msg string, fields []slog.Attr) string {
 		panic(err) // a map of strings always marshals
 	}
 	return string(raw) + "\n"
+}
+
+// logOutput is where the log goes.
+type logOutput struct {
+	stderr io.Writer
+	toFile bool
+	logger *slog.Logger
+}
+
+func (l *logOutput) open(path, format string, debug bool) error {
+	l.logger = slog.New(newLogHandler(l.stderr, false, slog.LevelWarn)) // for errors of the flags themselves
+	if format != "text" && format != "json" {
+		return fmt.Errorf("invalid log-format %q: text or json", format)
+	}
+	level := slog.LevelWarn
+	if debug {
+		level = slog.LevelDebug
+	}
+	w := l.stderr
+	if path != "" {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		if err != nil {
+			return fmt.Errorf("log: %w", err)
+		}
+		w, l.toFile = f, true
+	}
+	l.logger = slog.New(newLogHandler(w, format == "json", level))
+	return nil
+}
+
+// warn reports what did not end the program.
+func (l *logOutput) warn(err error) {
+	if l.logger != nil {
+		l.logger.Warn(err.Error())
+	}
+}
+
+// fail reports the error that ended the program: in the log and, where that is
+// a file, in plain words on standard error too.
+func (l *logOutput) fail(err error) {
+	if l.logger == nil {
+		fmt.Fprintln(l.stderr, err)
+		return
+	}
+	l.logger.Error(err.Error())
+	if l.toFile {
+		fmt.Fprintln(l.stderr, err)
+	}
 }
