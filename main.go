@@ -99,7 +99,7 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 		Commands: []*cli.Command{
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
 			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand,
-			templateCommand, standbyCommand, specCommand, featuresCommand, checkCommand,
+			templateCommand, standbyCommand, specCommand, featuresCommand, checkCommand, installCommand, uninstallCommand,
 			monitorCommand, execProcessCommand, standbyKeeperCommand,
 		},
 		DisableSliceFlagSeparator: true,

@@ -30,6 +30,7 @@ type daemon struct {
 	args           []string // more flags
 	env            []string // more environment
 	defaultRuntime string   // "" means runc
+	configured     bool     // daemon.json is there already
 	cmd            *exec.Cmd
 }
 
@@ -48,6 +49,8 @@ func newDaemon(name string, n int) *daemon {
 func (d *daemon) socket() string  { return "/run/dockerd-" + d.name + ".sock" }
 func (d *daemon) logPath() string { return filepath.Join(d.dir, "log") }
 
+func (d *daemon) configPath() string { return filepath.Join(d.dir, "daemon.json") }
+
 // start starts dockerd and returns when it answers. It may be called again after stop.
 func (d *daemon) start() error {
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
@@ -60,23 +63,10 @@ func (d *daemon) start() error {
 			return err
 		}
 	}
-	config := map[string]any{"runtimes": map[string]any{}}
-	for _, rt := range runtimes {
-		if rt.name != "runc" { // which dockerd knows by itself
-			config["runtimes"].(map[string]any)[rt.name] = map[string]any{"path": rt.bin}
+	if !d.configured {
+		if err := d.configure(); err != nil {
+			return err
 		}
-		config["runtimes"].(map[string]any)[rt.name+"-debug"] = map[string]any{"path": rt.bin, "runtimeArgs": []string{"--debug"}}
-	}
-	if d.defaultRuntime != "" {
-		config["default-runtime"] = d.defaultRuntime
-	}
-	text, err := json.Marshal(config)
-	if err != nil {
-		return err
-	}
-	configPath := filepath.Join(d.dir, "daemon.json")
-	if err := os.WriteFile(configPath, text, 0o644); err != nil {
-		return err
 	}
 	logFile, err := os.OpenFile(d.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -84,7 +74,7 @@ func (d *daemon) start() error {
 	}
 	defer logFile.Close()
 	args := append([]string{
-		"--config-file", configPath,
+		"--config-file", d.configPath(),
 		"--data-root", filepath.Join(d.dir, "data"),
 		"--exec-root", d.execRoot,
 		"--pidfile", d.execRoot + ".pid",
@@ -114,6 +104,25 @@ func (d *daemon) start() error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// configure writes daemon.json.
+func (d *daemon) configure() error {
+	config := map[string]any{"runtimes": map[string]any{}}
+	for _, rt := range runtimes {
+		if rt.name != "runc" { // which dockerd knows by itself
+			config["runtimes"].(map[string]any)[rt.name] = map[string]any{"path": rt.bin}
+		}
+		config["runtimes"].(map[string]any)[rt.name+"-debug"] = map[string]any{"path": rt.bin, "runtimeArgs": []string{"--debug"}}
+	}
+	if d.defaultRuntime != "" {
+		config["default-runtime"] = d.defaultRuntime
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(d.configPath(), text, 0o644)
 }
 
 // stop ends dockerd; with live-restore its containers go on.

@@ -58,7 +58,7 @@ func (p *podman) runFlags(ociRuntime) []string {
 	return []string{"--cgroup-parent", "/" + tag}
 }
 
-// configure writes podman's configuration. The lists at the end are what README.md tells users to add.
+// configure writes podman's configuration. The lists at the end are what docs/engines.md tells users to add.
 func (p *podman) configure() error {
 	conf := `
 [engine]
