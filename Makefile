@@ -3,7 +3,11 @@
 PREFIX   ?= /usr/local
 BINDIR   ?= $(PREFIX)/bin
 LIBDIR   ?= $(PREFIX)/lib/boxlite
+DATADIR  ?= $(PREFIX)/share
+MANDIR   ?= $(DATADIR)/man
 DESTDIR  ?=
+# COMPLETIONS are shells, with where their completions belong below DATADIR.
+COMPLETIONS = bash:bash-completion/completions/boxlite zsh:zsh/site-functions/_boxlite fish:fish/vendor_completions.d/boxlite.fish
 
 # sudo's PATH has neither Go's usual place nor, on some machines, sbin.
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
@@ -44,15 +48,26 @@ bin/initramfs.cpio: bin/guestinit
 kernels: ## build the two guest kernels; from the cache if nothing has changed
 	kernels/build.sh --out bin lean net
 
+# SOURCE_DATE_EPOCH is the pages' date.
+.PHONY: man
+man: bin/boxlite ## write the man pages to bin/man
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null) bin/boxlite man bin/man
+
 .PHONY: install
-install: all ## install below PREFIX (default /usr/local); DESTDIR is honoured
+install: all man ## install below PREFIX (default /usr/local); DESTDIR is honoured
 	install -D -m 0755 bin/boxlite $(DESTDIR)$(BINDIR)/boxlite
 	install -D -m 0644 -t $(DESTDIR)$(LIBDIR) bin/initramfs.cpio bin/vmlinux-lean bin/vmlinux-net
+	install -D -m 0644 -t $(DESTDIR)$(MANDIR)/man8 bin/man/*.8
+	install -D -m 0644 -t $(DESTDIR)$(MANDIR)/man7 bin/man/*.7
+	$(foreach c,$(COMPLETIONS),mkdir -p $(DESTDIR)$(DATADIR)/$(dir $(word 2,$(subst :, ,$c))) && \
+		bin/boxlite completion $(word 1,$(subst :, ,$c)) >$(DESTDIR)$(DATADIR)/$(word 2,$(subst :, ,$c)) &&) :
 
 .PHONY: uninstall
 uninstall: ## remove what install has put there
 	rm -f $(DESTDIR)$(BINDIR)/boxlite
 	rm -rf $(DESTDIR)$(LIBDIR)
+	rm -f $(DESTDIR)$(MANDIR)/man8/boxlite.8 $(DESTDIR)$(MANDIR)/man8/boxlite-*.8 $(DESTDIR)$(MANDIR)/man7/boxlite-*.7
+	rm -f $(foreach c,$(COMPLETIONS),$(DESTDIR)$(DATADIR)/$(word 2,$(subst :, ,$c)))
 
 .PHONY: deps
 deps: ## install what is missing on a Debian machine (root)

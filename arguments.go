@@ -16,9 +16,9 @@ func commandFlagsFirst(flags []cli.Flag, commands []*cli.Command, args []string)
 	for n := flagWords(flags, args); n > 0; n = flagWords(flags, args[at:]) {
 		at += n
 	}
-	i := -1
-	if at < len(args) {
-		i = slices.IndexFunc(commands, func(c *cli.Command) bool { return c.HasName(args[at]) })
+	i := commandIndex(commands, args[at:])
+	if i < 0 && at < len(args) && (args[at] == "help" || args[at] == "h") {
+		return append(args[:at:at], helpTopic(commands, args[at:])...)
 	}
 	if i < 0 {
 		return args
@@ -29,6 +29,27 @@ func commandFlagsFirst(flags []cli.Flag, commands []*cli.Command, args []string)
 	}
 	passesOn := cmd == execCommand || cmd == psCommand
 	return slices.Concat(before, flagsFirst(slices.Concat(cmd.Flags, []cli.Flag{cli.HelpFlag}), passesOn, behind))
+}
+
+// helpTopic turns `help template create` into `template create --help`: cli's own
+// help does not know of commands below commands. What is no command it leaves.
+func helpTopic(commands []*cli.Command, args []string) []string {
+	var topic []string
+	for i := commandIndex(commands, args[1:]); i >= 0; i = commandIndex(commands, args[1+len(topic):]) {
+		topic, commands = append(topic, commands[i].Name), commands[i].Subcommands
+	}
+	if topic == nil {
+		return args
+	}
+	return append(topic, "--help")
+}
+
+// commandIndex is which of the commands args begin with, or -1.
+func commandIndex(commands []*cli.Command, args []string) int {
+	if len(args) == 0 {
+		return -1
+	}
+	return slices.IndexFunc(commands, func(c *cli.Command) bool { return c.HasName(args[0]) })
 }
 
 // flagsFirst moves a command's flags before its arguments, as the parser wants

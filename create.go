@@ -34,7 +34,7 @@ var createFlags = []cli.Flag{
 	&cli.BoolFlag{Name: "no-pivot", Usage: "accepted: the guest's rootfs is never a ramdisk"},
 	&cli.BoolFlag{Name: "no-mount-fallback", Usage: "accepted: the guest's mounts need no fallback"},
 	&cli.BoolFlag{Name: "no-new-keyring", Usage: "accepted: the guest's keyrings are the container's own"},
-	&cli.IntFlag{Name: "preserve-fds", Usage: "refused if not 0: descriptors do not reach into a VM"},
+	&cli.IntFlag{Name: "preserve-fds", Usage: "`number` of further descriptors: refused if not 0, they do not reach into a VM"},
 }
 
 // createFromBundle is for a container whose terminal, if there is one, is the caller's

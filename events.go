@@ -17,7 +17,7 @@ var eventsCommand = &cli.Command{
 	Usage:     "print a container's usage every now and then, and when it has run out of memory, as lines of JSON",
 	ArgsUsage: "ID",
 	Flags: []cli.Flag{
-		&cli.DurationFlag{Name: "interval", Value: 5 * time.Second, Usage: "time between two prints of the usage"},
+		&cli.DurationFlag{Name: "interval", Value: 5 * time.Second, Usage: "`time` between two prints of the usage"},
 		&cli.BoolFlag{Name: "stats", Usage: "print the usage once and end"},
 	},
 	Before: takes(1, 1),

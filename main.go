@@ -90,6 +90,7 @@ func run(args []string) int {
 
 func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 	cli.VersionPrinter = printVersion
+	cli.FlagStringer = func(f cli.Flag) string { return helpOf(f).String() }
 	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"}
 	app := &cli.App{
 		Name:    "boxlite",
@@ -99,8 +100,8 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 		Commands: []*cli.Command{
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
 			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand,
-			templateCommand, standbyCommand, specCommand, featuresCommand, checkCommand, installCommand, uninstallCommand,
-			monitorCommand, execProcessCommand, standbyKeeperCommand,
+			templateCommand, standbyCommand, specCommand, featuresCommand, checkCommand, installCommand, uninstallCommand, completionCommand,
+			completeCommand, manCommand, monitorCommand, execProcessCommand, standbyKeeperCommand,
 		},
 		DisableSliceFlagSeparator: true,
 		ExitErrHandler:            func(*cli.Context, error) {}, // run reports
@@ -109,10 +110,15 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 		},
 		Metadata: map[string]any{"logs": logs, "trace": traced},
 	}
+	app.CustomAppHelpTemplate = cli.AppHelpTemplate + helpExample("")
 	for _, cmd := range app.Commands {
+		cmd.CustomHelpTemplate = cli.SubcommandHelpTemplate + helpExample(cmd.Name)
 		if cmd.Subcommands == nil {
 			cmd.HideHelpCommand = true // a container may be called "help"
-			cmd.CustomHelpTemplate = cli.CommandHelpTemplate
+			cmd.CustomHelpTemplate = cli.CommandHelpTemplate + helpExample(cmd.Name)
+		}
+		for _, sub := range cmd.Subcommands {
+			sub.CustomHelpTemplate = cli.CommandHelpTemplate + helpExample(cmd.Name+" "+sub.Name)
 		}
 	}
 	return app
@@ -121,19 +127,19 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 var globalFlags = []cli.Flag{
 	&cli.StringFlag{Name: "root", Usage: "`directory` for the state of containers (default: /run/boxlite, or $XDG_RUNTIME_DIR/boxlite for other users than root)"},
 	&cli.StringFlag{Name: "log", Usage: "append the log to `file` (default: standard error)"},
-	&cli.StringFlag{Name: "log-format", Value: "text", Usage: "text or json"},
+	&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`text|json`: form of the log"},
 	&cli.BoolFlag{Name: "debug", Usage: "log decisions and the QEMU command line"},
 	&cli.StringFlag{Name: "trace", Usage: "append what the command's steps take to `file`, for ui.perfetto.dev or chrome://tracing"},
 	&cli.BoolFlag{Name: "systemd-cgroup", Usage: "have systemd make the cgroups; cgroupsPath is then slice:prefix:name"},
-	&cli.StringFlag{Name: "cgroup-manager", Usage: "cgroupfs, systemd (as --systemd-cgroup), or disabled for no cgroup at all"},
-	&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "accepted as runc does: true, false or auto"},
-	&cli.StringFlag{Name: "criu", Usage: "accepted and ignored"},
-	&cli.StringFlag{Name: "kernel", Usage: "guest kernel: lean or net (default: net for a container with CAP_NET_ADMIN)"},
-	&cli.StringFlag{Name: "accel", Value: "auto", Usage: "auto, kvm or tcg"},
-	&cli.IntFlag{Name: "vcpus", Usage: "processors of the VM (default: the CPU limit, or the host's number)"},
+	&cli.StringFlag{Name: "cgroup-manager", Usage: "`cgroupfs|systemd|disabled`: who makes the cgroups; disabled for no cgroup at all"},
+	&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "`true|false|auto`: accepted as runc does, changes nothing"},
+	&cli.StringFlag{Name: "criu", Usage: "`path`: accepted as runc does, changes nothing"},
+	&cli.StringFlag{Name: "kernel", Usage: "`lean|net`: guest kernel (default: net for a container with CAP_NET_ADMIN)"},
+	&cli.StringFlag{Name: "accel", Value: "auto", Usage: "`auto|kvm|tcg`: hardware virtualization, or emulation; auto takes KVM where it works"},
+	&cli.IntFlag{Name: "vcpus", Usage: "`number` of the VM's processors (default: the CPU limit, or the host's number)"},
 	&cli.IntFlag{Name: "vm-memory", Usage: "`MiB` of the VM (default: the memory limit with room for the guest's kernel, or 1024)"},
 	&cli.StringFlag{Name: "scratch", Usage: "disk of its own for each container, as `PATH=SIZE` (/var/lib/docker=20G), removed with it (default: none)"},
-	&cli.StringFlag{Name: "template", Value: "auto", EnvVars: []string{"BOXLITE_TEMPLATE"}, Usage: "auto: start from a saved VM, and save one where there is none; off: boot every VM"},
+	&cli.StringFlag{Name: "template", Value: "auto", EnvVars: []string{"BOXLITE_TEMPLATE"}, Usage: "`auto|off`: auto starts from a saved VM, and saves one where there is none; off boots every VM"},
 	&cli.StringFlag{Name: "template-dir", EnvVars: []string{"BOXLITE_TEMPLATE_DIR"}, Usage: "`directory` for saved VMs (default: /run/boxlite-templates, or $XDG_RUNTIME_DIR/boxlite-templates for other users than root)"},
 	&cli.StringFlag{Name: "qemu", Usage: "`path` of qemu-system-x86_64"},
 	&cli.StringFlag{Name: "virtiofsd", Usage: "`path` of virtiofsd"},

@@ -18,7 +18,7 @@ var psCommand = &cli.Command{
 	Usage:     "list the host's processes that stand for a container's: one for its process and one for each exec",
 	ArgsUsage: "ID [PS OPTIONS]",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "table", Usage: "table or json"},
+		&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "table", Usage: "`table|json`"},
 	},
 	Before: takes(1, anyNumber),
 	Action: func(c *cli.Context) error {

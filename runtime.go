@@ -17,7 +17,7 @@ import (
 
 // stateRoot is the --root flag or its default.
 func stateRoot(c *cli.Context) (string, error) {
-	root, err := filepath.Abs(cmp.Or(c.String("root"), filepath.Join(runDir(), "boxlite")))
+	root, err := filepath.Abs(cmp.Or(c.String("root"), defaultRoot()))
 	if err != nil {
 		return "", err
 	}
@@ -26,6 +26,8 @@ func stateRoot(c *cli.Context) (string, error) {
 	}
 	return root, nil
 }
+
+func defaultRoot() string { return filepath.Join(runDir(), "boxlite") }
 
 // templateDir is where saved VMs are kept, or empty if none shall be used.
 func templateDir(c *cli.Context) (string, error) {

@@ -21,8 +21,8 @@ tells of each. SIGTERM or SIGINT ends it and the VMs that nobody took; container
 live on. It needs root, and about 90 MiB for each VM. After an upgrade of boxlite or
 QEMU no container takes its VMs until it is started anew.`,
 	Flags: []cli.Flag{
-		&cli.IntFlag{Name: "vms", Value: 1, Usage: "how many"},
-		&cli.StringFlag{Name: "kernel", Value: string(kernels.Lean), Usage: "lean or net"},
+		&cli.IntFlag{Name: "vms", Value: 1, Usage: "`number` of VMs to keep ready"},
+		&cli.StringFlag{Name: "kernel", Value: string(kernels.Lean), Usage: "`lean|net`: guest kernel"},
 		vcpusFlag, memoryFlag,
 	},
 	Before: takes(0, 0),

@@ -28,7 +28,7 @@ var templateCreateCommand = &cli.Command{
 	Name:  "create",
 	Usage: "boot VMs and save them, and print their keys",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "kernel", Usage: "lean or net (default: one template of each)"},
+		&cli.StringFlag{Name: "kernel", Usage: "`lean|net`: guest kernel (default: one template of each)"},
 		vcpusFlag, memoryFlag,
 	},
 	Action: func(c *cli.Context) error {
@@ -57,7 +57,7 @@ var templateCreateCommand = &cli.Command{
 
 // The shape of a VM without a container.
 var (
-	vcpusFlag  = &cli.IntFlag{Name: "vcpus", Usage: "processors of the VM (default: the host's number)"}
+	vcpusFlag  = &cli.IntFlag{Name: "vcpus", Usage: "`number` of the VM's processors (default: the host's)"}
 	memoryFlag = &cli.IntFlag{Name: "memory", Usage: "`MiB` of the VM (default: 1024)"}
 )
 

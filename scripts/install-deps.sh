@@ -74,6 +74,7 @@ need_test() {
 	need uidmap newuidmap
 	need catatonit catatonit
 	need shellcheck shellcheck
+	need mandoc mandoc
 	need attr getfattr
 	need acl setfacl
 	need ca-certificates /etc/ssl/certs/ca-certificates.crt
