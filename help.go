@@ -142,7 +142,10 @@ systemd-run --unit boxlite-standby boxlite standby --vms 2    # as a service
 `,
 	"spec":     "boxlite spec --bundle web\nboxlite spec --rootless\n",
 	"features": "boxlite features | jq .linux.namespaces\n",
-	"check":    "boxlite check\nboxlite --accel kvm check    # is KVM there?\n",
+	"check": `boxlite check
+boxlite --accel kvm check                                  # is KVM there?
+boxlite check --json | jq '.checks[] | select(.advice)'    # what could be better
+`,
 	"install": `sudo boxlite install --docker --dry-run
 sudo boxlite install --docker --name boxlite-debug -- --debug
 sudo boxlite install --containerd --default

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -75,9 +76,16 @@ func TestCheck(t *testing.T) {
 		for _, part := range []string{"qemu", "virtiofsd", "kvm", "/dev/net/tun", "lean", "net", "cgroup"} {
 			h.wantPart("check", strings.ToLower(r.stdout), part)
 		}
+		var report struct {
+			Checks []struct{ What, State, Found, Advice string }
+			Advice string
+		}
+		if err := json.Unmarshal([]byte(h.must("check", "--json")), &report); err != nil || len(report.Checks) < 10 || report.Checks[0].State != "ok" {
+			h.Errorf("check --json = %+v, %v", report, err)
+		}
 		r = h.cmd("--virtiofsd", "/no/such/virtiofsd", "check")
 		h.wantCode(r, 1)
-		h.wantPart("check", r.stdout, "virtiofsd")
+		h.wantPart("check", r.stdout, "Most worth doing: virtiofsd: ")
 	})
 }
 
