@@ -130,6 +130,9 @@ echo '{"cpu": {"shares": 512}}' | boxlite update --resources - web
 	"events": `boxlite events --stats web | jq .data.memory
 boxlite events --interval 1s web
 `,
+	"logs": `boxlite logs web
+boxlite --root /run/docker/runtime-runc/moby logs ID    # of a container of Docker's
+`,
 	"template": "boxlite template create --kernel lean\nboxlite template list\n",
 	"template create": `boxlite template create                      # one of each kernel
 boxlite template create --kernel net --memory 2048

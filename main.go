@@ -99,7 +99,7 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 		Flags:   globalFlags,
 		Commands: []*cli.Command{
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
-			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand,
+			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand, logsCommand,
 			templateCommand, standbyCommand, specCommand, featuresCommand, checkCommand, installCommand, uninstallCommand, completionCommand,
 			completeCommand, manCommand, monitorCommand, execProcessCommand, standbyKeeperCommand,
 		},

@@ -128,10 +128,10 @@ func loadContainer(c *cli.Context) (*libvm.Container, error) {
 	return ctr, about(c, id, err)
 }
 
-// about says which command met an error on which container.
+// about says which command met an error on which container, and where to look next.
 func about(c *cli.Context, id string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("boxlite: %s %s: %w", c.Command.Name, id, err)
+	return fmt.Errorf("boxlite: %s %s: %w%s", c.Command.Name, id, err, consoleHint(c, id, err))
 }
