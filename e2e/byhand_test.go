@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -279,6 +281,16 @@ func TestExecByHand(t *testing.T) {
 		r = h.cmd("exec", "--process", process, b.id)
 		h.wantCode(r, 3)
 		h.want("stdout", r.stdout, "file\n")
+
+		// What is typed once it has ended is for whoever reads the terminal then.
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		caller := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; echo over; read line; echo got $line`, "sh"}, h.argv("exec", "-t", b.id, "true")...)...)
+		caller.Env = h.vars
+		s := startOnTerminal(h.T, caller, cancel)
+		s.expect("over\r\n")
+		s.send("typed\r")
+		s.expect("got typed\r\n")
+		h.want("exit code of the caller", itoa(s.end()), "0")
 
 		// Detached: the command returns, its pid file names the process that ends as the one in the container.
 		out, pidFile := h.collect(), filepath.Join(b.dir, "exec-pid")

@@ -134,6 +134,7 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 		return refuse(err)
 	}
 	if err := (controlReply{}).send(conn); err != nil {
+		relay.stopInput()
 		m.killExec(id)
 		return err
 	}
@@ -143,7 +144,8 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 		end.Signal = int(unix.SIGKILL) // it died with the VM
 	}
 	relay.drain(m.killed)
-	_ = files[0].Close() // the relay may be blocked in a read of it and ends with it
+	relay.stopInput()
+	_ = files[0].Close() // only read: nothing is lost
 	return guestproto.WriteFrame(conn, end.ExitStatus)
 }
 
