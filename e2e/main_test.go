@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -287,6 +288,12 @@ func suiteStage(m *testing.M) int {
 	if text := os.Getenv("E2E_DEADLINE"); text != "" {
 		if deadline, err = time.ParseDuration(text); err != nil {
 			return complain(fmt.Errorf("E2E_DEADLINE: %w", err))
+		}
+	}
+	// The few cases that run side by side wait more than they compute.
+	if f := flag.Lookup("test.parallel"); f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		if err := f.Value.Set("16"); err != nil {
+			return complain(err)
 		}
 	}
 	theDaemon = newDaemon("main", 1)
