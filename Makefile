@@ -115,7 +115,7 @@ e2e: all kernel-host images ## containers through a real dockerd, by hand and un
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
 
 .PHONY: soak
-soak: all ## 200 mixed operations through docker, nothing left behind; about 10 minutes emulated (root)
+soak: all ## 200 mixed operations, some on hostile guests, nothing left behind; about 10 minutes emulated (root)
 	E2E_SOAK=$${E2E_SOAK:-200} E2E_RUNTIMES=boxlite $(GO) test -count=1 -timeout 60m -v ./e2e -run TestSoak
 
 .PHONY: conformance

@@ -12,8 +12,8 @@ import (
 // soakOperations is how many operations TestSoak makes; E2E_SOAK asks for more (make soak: 200).
 const soakOperations = 20
 
-// Many operations on a few containers, in an order that a seed decides, each with its result. What they leave behind is
-// found after the case, as after every one.
+// Many operations on a few containers, in an order that a seed decides, each with its result. A VM's guest is hostile in some
+// of them. What they leave behind is found after the case, as after every one.
 func TestSoak(t *testing.T) {
 	operations, seed := soakOperations, uint64(time.Now().UnixNano())
 	for name, to := range map[string]func(string) error{
@@ -29,6 +29,12 @@ func TestSoak(t *testing.T) {
 	t.Logf("%d operations, E2E_SOAK_SEED=%d", operations, seed)
 	eachRuntime(t, func(e *env) {
 		s := &soak{env: e, rand: rand.New(rand.NewPCG(seed, 0)), paused: map[string]bool{}}
+		if e.rt.isVM() {
+			e.noErr(hostileParts())
+			s.hostile = e.byHand()
+			s.hostile.flags = hostileFlags()
+			s.watch = e.watchMonitors()
+		}
 		for i := range operations {
 			began := time.Now()
 			what := s.step(i)
@@ -39,6 +45,14 @@ func TestSoak(t *testing.T) {
 				e.Logf("%d: %s: %.1f s", i, what, time.Since(began).Seconds())
 			}
 		}
+		if s.watch == nil {
+			return
+		}
+		id, kib := s.watch.most()
+		e.Logf("the largest process of boxlite's had %d MiB, that of %s", kib>>10, id)
+		if kib > monitorBound {
+			e.Errorf("a process of boxlite's had %d MiB, want %d at most", kib>>10, monitorBound>>10)
+		}
 	})
 }
 
@@ -47,6 +61,8 @@ type soak struct {
 	rand    *rand.Rand
 	running []string // names of the containers
 	paused  map[string]bool
+	hostile *hand  // makes VMs whose guest is hostile; nil where there are no VMs
+	watch   *watch // likewise
 }
 
 // mostRunning is how many containers a soak has at a time.
@@ -59,6 +75,12 @@ func (s *soak) step(i int) string {
 		s.startReady("ready\n", "--name", name, "busybox", "probe", "signals")
 		s.running = append(s.running, name)
 		return "start " + name
+	}
+	if s.hostile != nil && s.rand.IntN(5) == 0 {
+		c := handAttacks[s.rand.IntN(len(handAttacks))]
+		name := c.name(i)
+		s.attack(s.T, c.what, s.watch).byHand(s.hostile, c, name)
+		return "attack " + name
 	}
 	name := s.running[s.rand.IntN(len(s.running))]
 	switch n := s.rand.IntN(10); {
