@@ -134,12 +134,12 @@ func (containerdFormat) find(text []byte, name string) (*Runtime, error) {
 }
 
 func (f containerdFormat) add(text []byte, rt Runtime) ([]byte, error) {
+	if start, end, ok := findBlock(text, rt.Name); ok {
+		text = slices.Concat(text[:start], text[end:])
+	}
 	config, err := parseContainerd(text)
 	if err != nil {
 		return nil, err
-	}
-	if start, end, ok := findBlock(text, rt.Name); ok {
-		text = slices.Concat(text[:start], text[end:])
 	}
 	var added strings.Builder
 	if len(text) == 0 {

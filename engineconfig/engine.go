@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 )
 
 // Runtime is an OCI runtime as an engine is told of it.
@@ -96,7 +97,7 @@ func (e Engine) Install(file string, rt Runtime) (Change, error) {
 		return Change{}, err
 	}
 	if len(rt.Args) > 0 && e != Docker {
-		return Change{}, fmt.Errorf("%s gives a runtime no flags: %q", e, rt.Args)
+		return Change{}, fmt.Errorf("%s has no place for flags of a runtime: %s", e, strings.Join(rt.Args, " "))
 	}
 	c, f, err := e.open(file, rt.Name)
 	if err != nil {

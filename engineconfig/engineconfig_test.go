@@ -180,7 +180,8 @@ func TestTakenOver(t *testing.T) {
 func TestInstalledTwice(t *testing.T) {
 	for _, engine := range []Engine{Docker, Podman, CRIO, Containerd} {
 		file := filepath.Join(t.TempDir(), "config")
-		for _, rt := range []Runtime{boxlite, {Name: "boxlite", Path: "/usr/bin/boxlite"}, asDefault(boxlite)} {
+		elsewhere := Runtime{Name: "boxlite", Path: "/usr/bin/boxlite"}
+		for _, rt := range []Runtime{boxlite, elsewhere, asDefault(boxlite), elsewhere} {
 			c, err := engine.Install(file, rt)
 			if err != nil {
 				t.Fatal(err)
@@ -244,7 +245,7 @@ func TestRefused(t *testing.T) {
 		{Docker, "{}", named("runc"), "has a runtime of this name"},
 		{Docker, "{}", named("a.b"), "letters, digits"},
 		{Podman, "[engine]\n", boxlite, "not written by boxlite install"},
-		{Podman, "", withArgs(boxlite, "--debug"), "podman gives a runtime no flags"},
+		{Podman, "", withArgs(boxlite, "--debug"), "podman has no place for flags"},
 		{Containerd, "version = 2\n[plugins\n", boxlite, "line 2, column 9"},
 		{Containerd, "[plugins]\n", boxlite, "names no version"},
 		{Containerd, "version = 4\n", boxlite, "its version is 4"},
