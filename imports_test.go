@@ -15,7 +15,7 @@ func TestImports(t *testing.T) {
 		hostCode  = "host code stays out of the guest"
 		size      = "the initramfs and guestinit's start pay for it"
 		leaf      = "both sides import it, so it imports neither"
-		noCommand = "libvm is told what it needs; flags and output are the commands'"
+		noCommand = "it is told what it needs; flags and output are the commands'"
 		pure      = "a plan is made, not carried out"
 		onlyVMs   = "a VM knows nothing of containers and of who owns it"
 		below     = "all may use it, so it uses none of them"
@@ -38,6 +38,9 @@ func TestImports(t *testing.T) {
 	for _, room := range []string{"plan", "vmm", "rootfs", "hostcgroup", "hostnet", "template", "parts", "fault", "fdpass", "guesttext", "turn", "self"} {
 		forbidExactly(t, module+"/libvm/"+room, module+"/libvm", "no name points back to Container and the monitor")
 	}
+	forbid(t, module+"/engineconfig", map[string]string{
+		module + "/libvm": "it knows engines' files and nothing of containers", "github.com/urfave/cli/v2": noCommand, "testing": "it is for tests",
+	})
 	forbid(t, module+"/libvm", map[string]string{"github.com/urfave/cli/v2": noCommand, "flag": noCommand, "testing": "it is for tests"})
 }
 
