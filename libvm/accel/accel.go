@@ -93,6 +93,32 @@ func hasVirtualization(cpuinfo io.Reader) (bool, error) {
 	return false, s.Err()
 }
 
+// Emulated says that the machine is itself one of QEMU's emulator (TCG). Its KVM then
+// is an emulated one too, which loses interrupts of its VMs at times (seen with QEMU
+// 7.2's SVM).
+func Emulated() bool {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return emulates(f)
+}
+
+// emulates looks for the model name that QEMU's emulator gives its processors, in the
+// form of /proc/cpuinfo.
+func emulates(cpuinfo io.Reader) bool {
+	s := bufio.NewScanner(cpuinfo)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		name, value, _ := strings.Cut(s.Text(), ":")
+		if strings.TrimSpace(name) == "model name" {
+			return strings.HasPrefix(strings.TrimSpace(value), "QEMU TCG ")
+		}
+	}
+	return false
+}
+
 // probe creates a VM and lets it go again.
 func probe(path string) error {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)

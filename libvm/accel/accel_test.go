@@ -52,3 +52,16 @@ func TestProbeOfOtherFile(t *testing.T) {
 		t.Errorf("probe(missing) = %v, want ENOENT by its name", err)
 	}
 }
+
+func TestEmulates(t *testing.T) {
+	for text, want := range map[string]bool{
+		"processor\t: 0\nmodel name\t: QEMU TCG CPU version 2.5+\nflags\t\t: svm\n":                true,
+		"processor\t: 0\nmodel name\t: AMD EPYC 7B13\nflags\t\t: svm hypervisor\n":                 false,
+		"processor\t: 0\nmodel name\t: QEMU Virtual CPU version 2.5+\nflags\t\t: svm hypervisor\n": false,
+		"": false,
+	} {
+		if got := emulates(strings.NewReader(text)); got != want {
+			t.Errorf("emulates(%q) = %v, want %v", text, got, want)
+		}
+	}
+}

@@ -93,6 +93,9 @@ func (f *Factory) Standby(ctx context.Context, shape plan.Shape, example *specs.
 	if os.Geteuid() != 0 || userns.RunningInUserNS() {
 		return errors.New("standby VMs are for the host's root alone")
 	}
+	if acc, _, err := accel.Resolve(f.Accel); err == nil && acc == accel.KVM && accel.Emulated() {
+		return errors.New("host: this machine's KVM is an emulated one, which loses VMs that stand by (--accel tcg keeps them)")
+	}
 	type end struct {
 		keeper *standbyKeeper
 		err    error
