@@ -2,6 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -124,5 +127,45 @@ func TestExecDetachedAndEndOfContainer(t *testing.T) {
 		r := e.docker("exec", id, "true")
 		e.wantCode(r, 1)
 		e.wantPart("exec of a stopped one", r.stderr, "is not running")
+	})
+}
+
+// What an exec's process leaves behind keeps its outputs, and goes on to write into them.
+func TestExecLeavesChildren(t *testing.T) {
+	const (
+		child  = "(while kill -0 $$ 2>/dev/null; do sleep .05; done; seq 3000) & echo first"
+		filter = "rm -f /tmp/f; mkfifo /tmp/f; tee /tmp/log </tmp/f & exec >/tmp/f; seq 3000"
+	)
+	eachRuntime(t, func(e *env) {
+		id := e.start("busybox", "sleep", "1000")
+		e.want("lines of a child", itoa(strings.Count(e.exec(id, "sh", "-c", child)+"\n", "\n")), "3001")
+		e.want("lines through a child", itoa(strings.Count(e.exec(id, "sh", "-c", filter)+"\n", "\n")), "3000")
+		e.want("its log", e.exec(id, "wc", "-l", "/tmp/log"), "3000 /tmp/log")
+
+		h := e.byHand()
+		b := h.bundle("children", "sleep 1000", nil)
+		h.create(b).start()
+		r := h.cmd("exec", b.id, "sh", "-c", child+"; exit 4")
+		h.wantCode(r, 4)
+		h.want("lines in the foreground", itoa(strings.Count(r.stdout, "\n")), "3001")
+
+		// Detached, the command's process ends with the container's, and the child is told when nobody reads any more.
+		reader, writer, err := os.Pipe()
+		h.noErr(err)
+		pidFile := filepath.Join(b.dir, "exec-pid")
+		script := "(trap '' PIPE; while kill -0 $$ 2>/dev/null; do sleep .05; done; while echo more; do sleep .05; done; echo >/tmp/told) & echo first; exit 5"
+		x := startReaper(h.T, reaperJob{Args: h.argv("exec", "--detach", "--pid-file", pidFile, b.id, "sh", "-c", script), Env: h.vars, Dir: "/"}, [3]*os.File{nil, writer, nil})
+		h.noErr(writer.Close())
+		h.want("exec --detach", x.wait(0).String(), "exit code 0")
+		h.want("the exec process", x.wait(h.readPid(pidFile)).String(), "exit code 5")
+		lines := make([]byte, len("first\nmore\n"))
+		_, err = io.ReadFull(reader, lines)
+		h.noErr(err)
+		h.want("lines", string(lines), "first\nmore\n")
+		h.noErr(reader.Close())
+		if err := waitFor("the child is told that its reader has gone", func() bool { return h.cmd("exec", b.id, "test", "-e", "/tmp/told").code == 0 }); err != nil {
+			h.Error(err)
+		}
+		h.must("delete", "--force", b.id)
 	})
 }

@@ -295,7 +295,7 @@ func (c *container) signalAll(sig unix.Signal) error {
 // mostEnded is how many ended execs are kept whose output nobody has asked for.
 const mostEnded = 128
 
-// wait blocks until the process has ended and its output is in its streams,
+// wait blocks until the process has ended and what it wrote is in its streams,
 // and for the container init until everything of the container is gone.
 func (c *container) wait(p *process) *guestproto.WaitReply {
 	<-p.ended
@@ -303,9 +303,10 @@ func (c *container) wait(p *process) *guestproto.WaitReply {
 		c.finishOnce.Do(c.finish)
 		return &c.initStatus
 	}
-	p.stdio.drain()
+	reply := waitReply(p.status)
+	reply.Stdout, reply.Stderr = p.stdio.drain()
 	c.forget(p)
-	return waitReply(p.status)
+	return reply
 }
 
 func waitReply(status unix.WaitStatus) *guestproto.WaitReply {
@@ -324,7 +325,7 @@ func (c *container) forget(p *process) {
 		return
 	}
 	id := p.id
-	if !p.stdio.spent() {
+	if !p.stdio.allAsked() {
 		if !slices.Contains(c.ended, id) {
 			c.ended = append(c.ended, id)
 		}
@@ -348,6 +349,7 @@ func (c *container) finish() {
 		logf("kill what is left of the container: %v", err)
 	}
 	c.init.stdio.drain()
+	c.init.stdio.cut()
 	flushShare()
 }
 

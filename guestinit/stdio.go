@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -21,6 +24,10 @@ const (
 	pipeSize    = 128 << 10
 )
 
+// outputBuffers are those of the outputs that have something to say: children of
+// an exec process may hold its outputs for long.
+var outputBuffers = sync.Pool{New: func() any { return new([relayBuffer]byte) }}
+
 // stdio is guestinit's side of a process's standard streams.
 type stdio struct {
 	// child are the process's own descriptors. guestinit keeps them until the
@@ -29,15 +36,32 @@ type stdio struct {
 	// terminal is the master of the process's pty, or nil.
 	terminal *os.File
 
-	mu       sync.Mutex
-	ends     map[guestproto.Stream]*os.File // guestinit's ends; gone once attached
-	relays   sync.WaitGroup                 // of stdout and stderr
-	ended    chan struct{}                  // closed when the process has ended
-	attached int                            // outputs that have been asked for
+	mu      sync.Mutex
+	ends    map[guestproto.Stream]*os.File // guestinit's ends; gone once attached
+	outputs map[guestproto.Stream]*output  // those that have been asked for
+	ended   chan struct{}                  // closed when the process has ended
+	// over is closed when the process has ended and every output has reached its end:
+	// nobody is left who would read stdin.
+	over chan struct{}
 }
 
 func newStdio() *stdio {
-	return &stdio{ends: map[guestproto.Stream]*os.File{}, ended: make(chan struct{})}
+	return &stdio{ends: map[guestproto.Stream]*os.File{}, outputs: map[guestproto.Stream]*output{}, ended: make(chan struct{}), over: make(chan struct{})}
+}
+
+// An output is stdout or stderr on its way to the monitor.
+type output struct {
+	file *os.File
+
+	mu      sync.Mutex
+	read    int64 // bytes taken from file
+	relayed int64 // of these, bytes that are in the stream
+	mark    int64 // what has been written into file when the process ended; -1 before
+	closed  bool
+	// caughtUp is closed when what the process wrote is in the stream.
+	caughtUp chan struct{}
+	// done is closed at the output's end.
+	done chan struct{}
 }
 
 // openPipes gives a process without a terminal its three pipes.
@@ -150,10 +174,11 @@ func (s *stdio) attach(name guestproto.Stream, stream *yamux.Stream) error {
 	s.mu.Lock()
 	file := s.ends[name]
 	delete(s.ends, name)
-	output := file != nil && name != guestproto.Stdin
-	if output {
-		s.attached++
-		s.relays.Add(1)
+	var out *output
+	ended := isClosed(s.ended)
+	if file != nil && name != guestproto.Stdin {
+		out = &output{file: file, mark: -1, caughtUp: make(chan struct{}), done: make(chan struct{})}
+		s.outputs[name] = out
 	}
 	s.mu.Unlock()
 	if file == nil {
@@ -162,24 +187,28 @@ func (s *stdio) attach(name guestproto.Stream, stream *yamux.Stream) error {
 	if err := reply(stream, nil, nil); err != nil {
 		debugf("attach %s: %v", name, err)
 	}
-	if output {
-		go func() {
-			defer s.relays.Done()
-			s.relayOutput(stream, file)
-		}()
+	if out == nil {
+		go s.relayInput(file, stream)
 		return nil
 	}
-	go s.relayInput(file, stream)
+	go func() {
+		out.relay(stream)
+		s.checkOver()
+	}()
+	if ended {
+		s.markOutput(out)
+	}
 	return nil
 }
 
-// relayInput copies from the monitor to the process until either ends.
+// relayInput copies from the monitor to the process until either ends. What the
+// process leaves behind may go on to read, for as long as it holds an output.
 func (s *stdio) relayInput(file *os.File, stream *yamux.Stream) {
 	finished := make(chan struct{})
 	defer close(finished)
 	go func() {
 		select {
-		case <-s.ended:
+		case <-s.over:
 			_ = stream.SetReadDeadline(time.Now())
 			if s.terminal != nil {
 				_ = file.SetWriteDeadline(time.Now())
@@ -209,88 +238,182 @@ type (
 
 // terminalGrace is how long the output of a terminal may take from the slave to
 // the master, through the kernel's work queue, after its process has ended.
-// Only a terminal that another process still holds ever waits for it.
+// Only a terminal that another process has opened anew ever waits for it.
 const terminalGrace = 200 * time.Millisecond
 
-// relayOutput copies from the process to the monitor until the end of file,
-// which is when the last process has closed it. Once the process itself has
-// ended it only takes what is there: children it has left behind do not count.
-// Where nobody reads on the host any more, the monitor closes the stream, and the
-// process gets EPIPE, or with a terminal is hung up.
-func (s *stdio) relayOutput(stream *yamux.Stream, file *os.File) {
-	finished := make(chan struct{})
-	defer close(finished)
-	go func() {
-		select {
-		case <-s.ended:
-			grace := time.Duration(0)
-			if s.terminal != nil {
-				grace = terminalGrace
-			}
-			_ = file.SetReadDeadline(time.Now().Add(grace))
-		case <-finished:
-		}
-	}()
+// relay copies from the process to the monitor until the end of file, which is
+// when the last process has closed it. Where nobody reads on the host any more, the
+// monitor closes the stream, and who writes gets EPIPE, or with a terminal is hung up.
+func (o *output) relay(stream *yamux.Stream) {
 	go func() {
 		_, _ = io.Copy(io.Discard, stream) // nothing comes; it ends with the stream
-		_ = file.Close()
+		_ = o.file.Close()
 		_ = stream.Close() // ends a write that waits for the monitor to read
 	}()
-	buf := make([]byte, relayBuffer)
-	_, err := io.CopyBuffer(writerOnly{stream}, readerOnly{file}, buf)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = relayRest(stream, file, buf)
+	if err := o.copyTo(stream); err != nil && !errors.Is(err, unix.EIO) { // EIO is a terminal's end of file
+		debugf("relay %s: %v", o.file.Name(), err)
 	}
-	if err != nil && !errors.Is(err, unix.EIO) { // EIO is a terminal's end of file
-		debugf("relay %s: %v", file.Name(), err)
-	}
-	_ = file.Close()
+	_ = o.file.Close()
 	_ = stream.Close()
+	o.mu.Lock()
+	o.closed = true
+	o.check()
+	o.mu.Unlock()
+	close(o.done)
 }
 
-// relayRest copies what can be read from file now and no more.
-func relayRest(w io.Writer, file *os.File, buf []byte) error {
-	conn, err := file.SyscallConn()
+func (o *output) copyTo(w io.Writer) error {
+	conn, err := o.file.SyscallConn()
 	if err != nil {
 		return err
 	}
-	_ = file.SetReadDeadline(time.Time{})
+	for {
+		buf, n, err := o.readSome(conn)
+		if n > 0 {
+			_, err = w.Write(buf[:n])
+		}
+		if buf != nil {
+			outputBuffers.Put(buf)
+		}
+		if err != nil || n <= 0 {
+			return err
+		}
+		o.mu.Lock()
+		o.relayed += int64(n)
+		o.check()
+		o.mu.Unlock()
+	}
+}
+
+// readSome waits until there is something to read, and only then takes a buffer.
+// Read and counted are one, so that setMark misses nothing and counts nothing twice.
+func (o *output) readSome(conn syscall.RawConn) (buf *[relayBuffer]byte, n int, err error) {
+	waitErr := conn.Read(func(fd uintptr) bool {
+		buf = outputBuffers.Get().(*[relayBuffer]byte)
+		o.mu.Lock()
+		for n, err = unix.Read(int(fd), buf[:]); errors.Is(err, unix.EINTR); {
+			n, err = unix.Read(int(fd), buf[:])
+		}
+		o.read += int64(max(n, 0))
+		o.mu.Unlock()
+		if errors.Is(err, unix.EAGAIN) {
+			outputBuffers.Put(buf)
+			return false
+		}
+		return true
+	})
+	if waitErr != nil {
+		return nil, 0, waitErr
+	}
+	return buf, n, err
+}
+
+// setMark notes what there is to be relayed of the process, which has ended.
+func (o *output) setMark() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	left := 0
-	if err := conn.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); err != nil {
-		return err
+	conn, err := o.file.SyscallConn()
+	if err == nil {
+		// A file that is closed has nothing left, and its relay ends.
+		_ = conn.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	}
-	for left > 0 {
-		n := 0
-		var readErr error
-		err := conn.Read(func(fd uintptr) bool {
-			n, readErr = unix.Read(int(fd), buf[:min(left, len(buf))])
-			return true
-		})
-		if err := errors.Join(err, readErr); err != nil || n <= 0 {
-			return err
-		}
-		if _, err := w.Write(buf[:n]); err != nil {
-			return err
-		}
-		left -= n
+	o.mark = o.read + int64(left)
+	o.check()
+}
+
+// check closes caughtUp when it is time. The caller holds the lock.
+func (o *output) check() {
+	if !isClosed(o.caughtUp) && (o.closed || o.mark >= 0 && o.relayed >= o.mark) {
+		close(o.caughtUp)
 	}
-	return nil
 }
 
 // end says that the process has ended.
-func (s *stdio) end() { close(s.ended) }
+func (s *stdio) end() {
+	s.mu.Lock()
+	close(s.ended)
+	outputs := slices.Collect(maps.Values(s.outputs))
+	s.mu.Unlock()
+	for _, o := range outputs {
+		s.markOutput(o)
+	}
+	s.checkOver()
+}
 
-// drain waits until the outputs that have been asked for are in their streams.
-func (s *stdio) drain() { s.relays.Wait() }
+func (s *stdio) markOutput(o *output) {
+	if s.terminal != nil {
+		time.AfterFunc(terminalGrace, o.setMark)
+		return
+	}
+	o.setMark()
+}
 
-// spent says that every output has been asked for and relayed, once drain has
-// returned: the process can be forgotten.
-func (s *stdio) spent() bool {
+// checkOver closes over when it is time.
+func (s *stdio) checkOver() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if isClosed(s.over) || !isClosed(s.ended) || !s.spent() {
+		return
+	}
+	for _, o := range s.outputs {
+		if !isClosed(o.done) {
+			return
+		}
+	}
+	close(s.over)
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// drain waits until all that the process wrote into the outputs that have been asked
+// for is in their streams, and says how much that is. The process has ended.
+func (s *stdio) drain() (stdout, stderr int64) {
+	s.mu.Lock()
+	outputs := maps.Clone(s.outputs)
+	s.mu.Unlock()
+	for name, o := range outputs {
+		<-o.caughtUp
+		o.mu.Lock()
+		relayed := o.relayed
+		o.mu.Unlock()
+		if name == guestproto.Stdout {
+			stdout = relayed
+		} else {
+			stderr = relayed
+		}
+	}
+	return stdout, stderr
+}
+
+// cut ends the outputs, of which drain has taken what counts.
+func (s *stdio) cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.outputs {
+		_ = o.file.Close()
+	}
+}
+
+// allAsked says that every output has been asked for.
+func (s *stdio) allAsked() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spent()
+}
+
+// spent is allAsked for who holds the lock.
+func (s *stdio) spent() bool {
 	outputs := 2
 	if s.terminal != nil {
 		outputs = 1
 	}
-	return s.attached == outputs
+	return len(s.outputs) == outputs
 }

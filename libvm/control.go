@@ -31,6 +31,7 @@ import (
 //	 |-- execMessage (signal, resize) ----->|   any number
 //	 |<---------------- exit status ---------|   then both sides close
 //
+// Of an exec that is not detached, execExit comes when its output has ended too.
 // The command's end closing early kills the exec process. After a request for
 // events the monitor sends an eventMessage for each until the container ends.
 
@@ -62,6 +63,9 @@ type execParams struct {
 	Cgroup  string         `json:"cgroup,omitempty"`
 	// IgnorePaused has a paused container execute it once it is resumed.
 	IgnorePaused bool `json:"ignorePaused,omitempty"`
+	// Detached says that the command ends with the process, and its outputs may go
+	// on. Otherwise both end with the outputs, or those with a terminal.
+	Detached bool `json:"detached,omitempty"`
 }
 
 type controlReply struct {

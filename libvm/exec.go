@@ -136,6 +136,7 @@ func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
 		}
 	}
 	cfg := execConfig{StateDir: c.dir, Exec: opts.params(), ConsoleSocket: opts.ConsoleSocket}
+	cfg.Exec.Detached = true
 	if !c.OwnUserNS {
 		cfg.Mounts = fmt.Sprintf("/proc/%d/ns/mnt", c.Pid)
 	}

@@ -105,7 +105,10 @@ type monitor struct {
 	failed   error // why the monitor has ended the VM, if it has
 	started  bool
 	nextExec int
-	killed   chan struct{} // closed when SIGKILL was asked for
+	// lingering are channels that end the outputs of detached execs whose process
+	// has ended, the oldest first.
+	lingering []chan struct{}
+	killed    chan struct{} // closed when SIGKILL was asked for
 
 	answering gate // before the control requests, those of exec apart
 	paused    pauseState

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -138,15 +139,50 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 		m.killExec(id)
 		return err
 	}
-	go m.obeyExec(conn, id)
+	gone := make(chan struct{})
+	go func() {
+		m.obeyExec(conn, id)
+		close(gone)
+	}()
 	end, err := m.guest.wait(id)
 	if err != nil {
 		end.Signal = int(unix.SIGKILL) // it died with the VM
 	}
-	relay.drain(m.killed)
-	relay.stopInput()
-	_ = files[0].Close() // only read: nothing is lost
+	switch {
+	case p.Detached:
+		relay.catchUp(end, m.killed)
+		go m.linger(relay, files[0])
+	case p.Process.Terminal: // its children lose the terminal, as under runc
+		relay.catchUp(end, m.killed)
+		relay.cut()
+		relay.endInput(files[0])
+	default:
+		relay.linger(gone, m.ended, m.killed)
+		relay.endInput(files[0])
+	}
 	return guestproto.WriteFrame(conn, end.ExitStatus)
+}
+
+// mostLingering is how many processes of detached execs may have ended and left
+// children behind that hold their outputs.
+const mostLingering = 128
+
+// linger waits for the end of the outputs of a detached exec whose process has
+// ended. If there are too many such, the oldest one's end.
+func (m *monitor) linger(r *relay, stdin *os.File) {
+	stop := make(chan struct{})
+	m.mu.Lock()
+	m.lingering = append(m.lingering, stop)
+	if len(m.lingering) > mostLingering {
+		close(m.lingering[0])
+		m.lingering = m.lingering[1:]
+	}
+	m.mu.Unlock()
+	r.linger(stop, m.ended, m.killed)
+	m.mu.Lock()
+	m.lingering = slices.DeleteFunc(m.lingering, func(c chan struct{}) bool { return c == stop })
+	m.mu.Unlock()
+	r.endInput(stdin)
 }
 
 // startExec has the guest execute a process. One that the guest has begun to start

@@ -77,3 +77,69 @@ func TestAnswerAfterTheEnd(t *testing.T) {
 	}
 	<-shut
 }
+
+// A guest whose execs never end their outputs keeps mostLingering of them: the next one
+// ends the oldest, and that one alone.
+func TestLingeringIsBounded(t *testing.T) {
+	host, vm := net.Pipe()
+	near, err := yamux.Client(host, guestproto.SessionConfig(io.Discard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := yamux.Server(vm, guestproto.SessionConfig(io.Discard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	m := &monitor{ended: make(chan struct{}), killed: make(chan struct{})}
+	var relays []*relay
+	var over []chan struct{}
+	for range mostLingering + 1 {
+		r := &relay{changed: make(chan struct{}, 1)}
+		if r.stdout.stream, err = near.OpenStream(); err != nil {
+			t.Fatal(err)
+		}
+		sink, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go r.copyOut(&r.stdout, sink)
+		done := make(chan struct{})
+		before := len(relays)
+		go func() { m.linger(r, sink); close(done) }()
+		relays, over = append(relays, r), append(over, done)
+		for count := 0; count < min(before+1, mostLingering); time.Sleep(time.Millisecond) {
+			m.mu.Lock()
+			count = len(m.lingering)
+			m.mu.Unlock()
+		}
+	}
+	select {
+	case <-over[0]:
+	case <-time.After(time.Minute):
+		t.Fatal("the oldest one goes on")
+	}
+	for !relays[0].atEnd() { // its copyOut has been told
+		<-relays[0].changed
+	}
+	for i, r := range relays[1:] {
+		if r.atEnd() || isOver(over[i+1]) {
+			t.Errorf("output %d has ended", i+1)
+		}
+	}
+	close(m.ended)
+	_ = near.Close()
+	for _, done := range over {
+		<-done
+	}
+}
+
+func isOver(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,13 +1,16 @@
 package libvm
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
@@ -47,15 +50,28 @@ const (
 
 // relay carries the streams of one process.
 type relay struct {
-	written atomic.Int64  // bytes of output handed to the host so far
-	outputs chan struct{} // one message for each output that has ended
-	pending int
+	stdout, stderr output
+	// changed has a message when an output has got on or has ended. One goroutine
+	// at a time may wait for it.
+	changed chan struct{}
 	input   *input // nil without stdin
+}
+
+// An output is stdout or stderr.
+type output struct {
+	stream  *yamux.Stream // nil if there is none
+	written atomic.Int64  // bytes handed to the host so far
+	ended   atomic.Bool
 }
 
 // startRelay opens process's streams in the guest, all at once, and begins to copy.
 func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
-	r := &relay{outputs: make(chan struct{}, 2)}
+	r := &relay{changed: make(chan struct{}, 1)}
+	type opened struct {
+		name   guestproto.Stream
+		stream *yamux.Stream
+		err    error
+	}
 	files := map[guestproto.Stream]*os.File{
 		guestproto.Stdin: stdio.Stdin, guestproto.Stdout: stdio.Stdout, guestproto.Stderr: stdio.Stderr,
 	}
@@ -65,42 +81,51 @@ func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
 			return nil, err
 		}
 	}
-	opened := make(chan error)
+	streams := make(chan opened)
 	pending := 0
 	for name, file := range files {
 		if file == nil {
 			continue
 		}
 		pending++
-		if name != guestproto.Stdin {
-			r.pending++
-		}
 		go func() {
 			stream, err := g.open(guestproto.OpStdio, guestproto.StdioRequest{Process: process, Stream: name}, nil, promptly)
-			opened <- err
-			switch {
-			case err != nil && name == guestproto.Stdin:
-				r.input.release()
-			case err != nil:
-			case name == guestproto.Stdin:
-				_, _ = io.CopyBuffer(onlyWriter{stream}, r.input, make([]byte, copyBytes)) // either end may go at any time
-				_ = stream.Close()                                                         // this is the process's EOF
-				r.input.release()
-			default:
-				r.copyOut(file, stream)
-			}
+			streams <- opened{name, stream, err}
 		}()
 	}
 	var err error
 	for range pending {
-		if e := <-opened; err == nil { // the others fail for the same reason
-			err = e
+		o := <-streams
+		switch {
+		case o.err != nil && o.name == guestproto.Stdin:
+			r.input.release()
+			fallthrough
+		case o.err != nil:
+			err = cmp.Or(err, o.err) // the others fail for the same reason
+			continue
+		}
+		switch o.name {
+		case guestproto.Stdin:
+			go copyIn(o.stream, r.input)
+		case guestproto.Stdout:
+			r.stdout.stream = o.stream
+			go r.copyOut(&r.stdout, stdio.Stdout)
+		case guestproto.Stderr:
+			r.stderr.stream = o.stream
+			go r.copyOut(&r.stderr, stdio.Stderr)
 		}
 	}
 	if err != nil {
 		r.stopInput()
 	}
 	return r, err
+}
+
+// copyIn gives the guest what comes from in, until either ends or in is stopped.
+func copyIn(stream *yamux.Stream, in *input) {
+	_, _ = io.CopyBuffer(onlyWriter{stream}, in, make([]byte, copyBytes)) // either end may go at any time
+	_ = stream.Close()                                                    // this is the process's EOF
+	in.release()
 }
 
 const copyBytes = 128 << 10
@@ -113,6 +138,13 @@ func (r *relay) stopInput() {
 	if r.input != nil {
 		r.input.stop()
 	}
+}
+
+// endInput is stopInput with the file that stdin is closed: nothing is lost, it is only
+// read.
+func (r *relay) endInput(stdin *os.File) {
+	r.stopInput()
+	_ = stdin.Close()
 }
 
 // input reads a process's stdin until it is stopped. A blocking read outlasts a close of
@@ -162,45 +194,96 @@ func (in *input) Read(b []byte) (int, error) {
 }
 
 // copyOut writes one output of the guest to file until the guest closes it. If
-// the host's reader goes away, closing the stream tells the guest, whose process
-// then gets EPIPE as it would on the host.
-func (r *relay) copyOut(file *os.File, stream io.ReadWriteCloser) {
-	defer func() { r.outputs <- struct{}{} }()
+// the host's reader goes away, closing the stream tells the guest, where whoever
+// writes then gets EPIPE as on the host.
+func (r *relay) copyOut(o *output, file *os.File) {
 	buf := make([]byte, copyBytes)
 	for {
-		n, err := stream.Read(buf)
+		n, err := o.stream.Read(buf)
 		if n > 0 {
 			if _, werr := file.Write(buf[:n]); werr != nil {
 				break
 			}
-			r.written.Add(int64(n))
+			o.written.Add(int64(n))
+			r.note()
 		}
 		if err != nil {
 			break
 		}
 	}
-	_ = errors.Join(file.Close(), stream.Close()) // both ends are done with; nothing depends on how they took it
+	_ = errors.Join(file.Close(), o.stream.Close()) // both ends are done with; nothing depends on how they took it
+	o.ended.Store(true)
+	r.note()
 }
 
+func (r *relay) note() {
+	select {
+	case r.changed <- struct{}{}:
+	default: // who waits for it has not looked at the last one yet
+	}
+}
+
+// has says that an output has come to its end, or to that many bytes.
+func (o *output) has(bytes int64) bool {
+	return o.stream == nil || o.ended.Load() || o.written.Load() >= bytes
+}
+
+// atEnd says that every output has ended.
+func (r *relay) atEnd() bool { return r.stdout.has(math.MaxInt64) && r.stderr.has(math.MaxInt64) }
+
 // drain waits until all output has been written, or until nobody has taken any
-// for drainPatience, or killedPatience once the container was killed. It is called once, when the process has ended.
-func (r *relay) drain(killed <-chan struct{}) {
+// for drainPatience, or killedPatience once the container was killed.
+func (r *relay) drain(killed <-chan struct{}) { r.await(r.atEnd, killed) }
+
+// catchUp is drain for what a process itself has written, which its children may go
+// on from.
+func (r *relay) catchUp(end guestproto.WaitReply, killed <-chan struct{}) {
+	r.await(func() bool { return r.stdout.has(end.Stdout) && r.stderr.has(end.Stderr) }, killed)
+}
+
+func (r *relay) await(done func() bool, killed <-chan struct{}) {
 	tick := time.NewTicker(drainPatience)
 	defer tick.Stop()
 	last := int64(-1)
-	for r.pending > 0 {
+	for !done() {
 		select {
-		case <-r.outputs:
-			r.pending--
+		case <-r.changed:
 		case <-killed:
 			killed = nil
 			tick.Reset(killedPatience)
 		case <-tick.C:
-			now := r.written.Load()
+			now := r.stdout.written.Load() + r.stderr.written.Load()
 			if now == last {
 				return
 			}
 			last = now
+		}
+	}
+}
+
+// linger waits until every output has ended, which is when the process's children
+// have closed it or the host's reader has gone. Being told to stop ends them, and
+// the container's end has them drained.
+func (r *relay) linger(stop, ended, killed <-chan struct{}) {
+	for !r.atEnd() {
+		select {
+		case <-r.changed:
+		case <-stop:
+			r.cut()
+			return
+		case <-ended:
+			r.drain(killed)
+			return
+		}
+	}
+}
+
+// cut ends the outputs: whoever writes into them gets EPIPE, or with a terminal is
+// hung up.
+func (r *relay) cut() {
+	for _, o := range []*output{&r.stdout, &r.stderr} {
+		if o.stream != nil {
+			_ = o.stream.SetReadDeadline(time.Now()) // which ends copyOut
 		}
 	}
 }

@@ -203,8 +203,8 @@ const (
 // StdioRequest turns its stream into one of a process's standard streams. Each
 // can be asked for once. Stdin runs towards the guest: a close by the host is
 // the process's EOF. Stdout and stderr run towards the host: the guest closes
-// them at EOF of the pipe, or, for an exec process that left children behind,
-// once what was in the pipe when it ended has been written.
+// them at EOF, which children that an exec process left behind may put off for
+// long, and with the container. The host closes one that nobody reads any more.
 type StdioRequest struct {
 	Process string `json:"process"`
 	Stream  Stream `json:"stream"`
@@ -234,6 +234,10 @@ func (s ExitStatus) Shell() int {
 // WaitReply is how a process ended.
 type WaitReply struct {
 	ExitStatus
+	// Stdout and Stderr are how many bytes of an exec process's streams are its own;
+	// what follows comes from children that it left behind.
+	Stdout int64 `json:"stdout,omitempty"`
+	Stderr int64 `json:"stderr,omitempty"`
 	// OOMKilled says that the guest's kernel killed a process of the
 	// container for lack of memory. Only the container init's reply has it.
 	OOMKilled bool `json:"oomKilled,omitempty"`
