@@ -44,11 +44,11 @@ func createFromBundle(c *cli.Context, stdio libvm.Stdio) (*libvm.Container, erro
 	if err != nil {
 		return nil, about(c, c.Args().First(), err)
 	}
-	return createContainer(c, spec, stdio, c.String("console-socket"))
+	return createContainer(c, spec, stdio, c.String("console-socket"), false)
 }
 
 // createContainer does what create and run have in common.
-func createContainer(c *cli.Context, spec *specs.Spec, stdio libvm.Stdio, consoleSocket string) (*libvm.Container, error) {
+func createContainer(c *cli.Context, spec *specs.Spec, stdio libvm.Stdio, consoleSocket string, plainNewlines bool) (*libvm.Container, error) {
 	rt, err := newRuntime(c)
 	if err != nil {
 		return nil, err
@@ -62,7 +62,7 @@ func createContainer(c *cli.Context, spec *specs.Spec, stdio libvm.Stdio, consol
 	if err != nil {
 		return nil, about(c, id, err)
 	}
-	opts.Spec = spec
+	opts.Spec, opts.PlainNewlines = spec, plainNewlines
 	ctr, err := rt.Create(id, opts)
 	if err != nil {
 		return nil, about(c, id, err)

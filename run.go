@@ -46,16 +46,16 @@ func runForeground(c *cli.Context, stdio libvm.Stdio) error {
 	if err != nil {
 		return about(c, c.Args().First(), err)
 	}
-	fg, err := libvm.NewForeground(spec, c.String("console-socket"))
+	fg, err := libvm.NewForeground(spec, c.String("console-socket"), stdio)
 	if err != nil {
 		return err
 	}
 	defer fg.Close()
-	ctr, err := createContainer(c, spec, stdio, fg.ConsoleSocket())
+	ctr, err := createContainer(c, spec, stdio, fg.ConsoleSocket(), fg.PlainNewlines())
 	if err != nil {
 		return err
 	}
-	if err := fg.Attach(ctr, os.Stdin, os.Stdout); err != nil {
+	if err := fg.Attach(ctr); err != nil {
 		return about(c, ctr.ID, errors.Join(err, ctr.Delete(true)))
 	}
 	if err := startOrDelete(c, ctr); err != nil {

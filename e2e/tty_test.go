@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"context"
+	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func TestTerminalWithoutInput(t *testing.T) {
@@ -63,5 +68,44 @@ func TestTerminalCarriesMuch(t *testing.T) {
 		if len(lines) != 100000 || lines[0] != "1" || lines[99999] != "100000" {
 			e.Errorf("%d lines, want 100000; the last: %q", len(lines), lines[len(lines)-1])
 		}
+	})
+}
+
+// A terminal's data comes from stdin and goes to stdout, wherever they lead; its size, and raw mode, are those of the
+// caller's own terminal, and what was typed after it is the next program's.
+func TestTerminalRedirected(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("tty-exec", "sleep 1000", nil)
+		h.create(b).start()
+		x := strings.Join(h.argv("exec", "-t", b.id), " ")
+		onTerminal := func(script, typed, want string) {
+			h.Helper()
+			ctx, cancel := context.WithTimeout(context.Background(), deadline)
+			s := startOnTerminal(h.T, exec.CommandContext(ctx, "sh", "-c", script), cancel)
+			if typed != "" {
+				s.expect("ready\r\n")
+				s.send(typed)
+			}
+			h.want("exit code of "+script, itoa(s.end()), "0")
+			h.want(script, strings.ReplaceAll(s.text(), "\r\n", "\n"), want)
+		}
+		const sized = "until stty size 2>/dev/null; do :; done; " // runc sets it, and leaves newlines alone, once the program runs
+		onTerminal(fmt.Sprintf("x=$(%s sh -c '%s tty'); echo \"[$x]\" | tr '\\r' R", x, sized), "", "[24 80\n/dev/pts/0]\n")
+		onTerminal(x+" sh -c '"+sized+"' </dev/null", "", "24 80\n")
+		onTerminal("echo hi | "+x+" sh -c '"+sized+" read x; echo got $x' 2>/dev/null | tr '\\r' R | sort", "", "24 80\ngot hi\nhi\n")
+		onTerminal(x+" true; echo ready; read x; echo got $x", "mine\r", "ready\nmine\ngot mine\n")
+		onTerminal(x+" sh -c 'stty -echo; echo ready; read x; echo got $x' | cat", "mine\r", "ready\ngot mine\n")
+		r := h.cmd("exec", "-t", b.id, "true")
+		h.wantCode(r, 255)
+		h.wantPart("without any terminal", r.stderr, "open /dev/tty: no such device or address")
+
+		terminal := func(s *specs.Spec) { s.Process.Terminal = true }
+		b = h.bundle("tty-run", sized+"tty", terminal)
+		onTerminal(strings.Join(h.argv("run", "--bundle", b.dir, b.id), " ")+" </dev/null 2>/dev/null | tr '\\r' R", "", "24 80\n/dev/pts/0\n")
+		b = h.bundle("tty-none", "tty", terminal)
+		r = h.cmd("run", "--bundle", b.dir, b.id)
+		h.wantCode(r, 1)
+		h.wantPart("run without any terminal", r.stderr, "open /dev/tty: no such device or address")
 	})
 }

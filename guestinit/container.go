@@ -29,6 +29,8 @@ type container struct {
 	null     *os.File // /dev/null
 	// nullStdin says that the init has it for stdin.
 	nullStdin bool
+	// plainNewlines is for the init's terminal.
+	plainNewlines bool
 	// procs counts the proc mounts that have been made.
 	procs int
 	// steps records how it is built; nil for nobody wants to know.
@@ -49,7 +51,7 @@ type container struct {
 func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (*container, error) {
 	c := &container{
 		id: req.ID, spec: req.Spec, filter: req.Seccomp, children: children, steps: steps, execs: map[string]*process{},
-		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init, null: ground.null, nullStdin: req.NullStdin,
+		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init, null: ground.null, nullStdin: req.NullStdin, plainNewlines: req.PlainNewlines,
 	}
 	if err := c.checkSpec(); err != nil {
 		return nil, err

@@ -121,7 +121,7 @@ func (c *container) openExecStdio(p *process, req *guestproto.ExecRequest) error
 		}
 		return p.stdio.setStdin(c.null)
 	}
-	master, slave, err := openTerminal(uid, spec.ConsoleSize)
+	master, slave, err := openTerminal(uid, spec.ConsoleSize, req.PlainNewlines)
 	if err != nil {
 		return err
 	}

@@ -178,7 +178,7 @@ func (c *container) openInitStdio() error {
 		}
 		return nil
 	}
-	master, slave, err := openTerminal(c.ids.uid(p.User.UID), p.ConsoleSize)
+	master, slave, err := openTerminal(c.ids.uid(p.User.UID), p.ConsoleSize, c.plainNewlines)
 	if err != nil {
 		return err
 	}

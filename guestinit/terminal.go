@@ -11,7 +11,7 @@ import (
 
 // openTerminal allocates a pty from the devpts of the calling thread's root.
 // The slave belongs to uid.
-func openTerminal(uid int, size *specs.Box) (master, slave *os.File, err error) {
+func openTerminal(uid int, size *specs.Box, plainNewlines bool) (master, slave *os.File, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, &os.PathError{Op: "open", Path: "/dev/ptmx", Err: err}
@@ -39,10 +39,27 @@ func openTerminal(uid int, size *specs.Box) (master, slave *os.File, err error) 
 		slave.Close()
 		return nil, nil, fmt.Errorf("give terminal to user %d: %w", uid, err)
 	}
+	if plainNewlines {
+		if err := leaveNewlines(int(peer)); err != nil {
+			master.Close()
+			slave.Close()
+			return nil, nil, fmt.Errorf("terminal: %w", err)
+		}
+	}
 	if size != nil && size.Width+size.Height > 0 {
 		err = setWindowSize(int(peer), uint16(size.Width), uint16(size.Height))
 	}
 	return master, slave, err
+}
+
+// leaveNewlines has the terminal make no CR and LF of an LF.
+func leaveNewlines(fd int) error {
+	mode, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	mode.Oflag &^= unix.ONLCR
+	return unix.IoctlSetTermios(fd, unix.TCSETS, mode)
 }
 
 func setWindowSize(fd int, width, height uint16) error {

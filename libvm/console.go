@@ -81,17 +81,29 @@ func (g *guest) resize(process string, tty *os.File) error {
 	return g.call(guestproto.OpResize, guestproto.ResizeRequest{Process: process, Width: w, Height: h}, nil, promptly)
 }
 
-// rawTerminal puts the caller's own terminal into raw mode and returns what puts
-// it back.
-func rawTerminal(tty *os.File) (restore func(), err error) {
-	before, err := term.GetState(int(tty.Fd()))
-	if err != nil {
-		return nil, errors.New("the input device is not a TTY")
+// callersTerminal finds the terminal that the caller of a process with one sits
+// at, as runc does: any of its streams may be elsewhere, and all of them.
+func callersTerminal(stdio Stdio) (*os.File, error) {
+	for _, f := range []*os.File{stdio.Stderr, stdio.Stdout, stdio.Stdin} {
+		if term.IsTerminal(int(f.Fd())) {
+			return f, nil
+		}
 	}
-	if _, err := term.MakeRaw(int(tty.Fd())); err != nil {
+	return os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
+}
+
+// rawTerminal puts the caller's own terminal into raw mode and returns what puts
+// it back. What a newline is on it stays the terminal's affair: that of the process
+// leaves newlines as they are.
+func rawTerminal(tty *os.File) (restore func(), err error) {
+	c, err := console.ConsoleFromFile(tty)
+	if err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	if err := c.SetRaw(); err != nil {
 		return nil, fmt.Errorf("terminal: set raw mode: %w", err)
 	}
-	return func() { _ = term.Restore(int(tty.Fd()), before) }, nil // a terminal that is gone needs no reset
+	return func() { _ = c.Reset() }, nil // a terminal that is gone needs no reset
 }
 
 // SendPidfd sends a pidfd of the container's monitor to a listening socket, as

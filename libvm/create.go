@@ -28,6 +28,9 @@ type CreateOptions struct {
 	// ConsoleSocket is the socket that a terminal's master goes to; it must be
 	// set if and only if config.json asks for a terminal.
 	ConsoleSocket string
+	// PlainNewlines has the terminal leave newlines as they are: another one shows
+	// them.
+	PlainNewlines bool
 	// Stdio is what the container's process has for stdin, stdout and stderr.
 	// Nil files are /dev/null.
 	Stdio Stdio
@@ -153,7 +156,7 @@ func (b *birth) claim(id string) (unlock func(), err error) {
 	fresh, _ := hostNamespaces(b.spec)
 	b.cfg = monitorConfig{
 		ID: id, StateDir: dir, Plan: b.plan, Parts: b.parts, Kernel: b.kernel, Accel: b.accel, Debug: b.rt.Debug, Trace: b.rt.Trace != nil,
-		TemplateDir: b.templates, ConsoleSocket: b.opts.ConsoleSocket, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
+		TemplateDir: b.templates, ConsoleSocket: b.opts.ConsoleSocket, PlainNewlines: b.opts.PlainNewlines, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
 		Sandbox: plan.Sandbox(b.spec), OwnUTS: fresh&unix.CLONE_NEWUTS != 0, Hooks: plan.Hooks(b.spec).CreateContainer,
 	}
 	if p := b.spec.Process; p != nil {

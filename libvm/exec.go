@@ -48,8 +48,8 @@ func (o *ExecOptions) params() *execParams {
 
 // Exec runs a further process in the container with the calling process
 // standing for it: signals it receives go to the guest's process, and Exec
-// returns when that has ended. With a terminal, Stdio.Stdin must be one; it is
-// in raw mode meanwhile.
+// returns when that has ended. With a terminal, the one that the caller sits at is in
+// raw mode meanwhile, and data comes and goes through Stdio.
 func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 	if opts.PidFile != "" {
 		if err := replaceFile(opts.PidFile, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
@@ -62,17 +62,27 @@ func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 		}
 	}
 	stdio := opts.Stdio
+	var tty *os.File
 	if opts.Process.Terminal {
-		restore, err := rawTerminal(stdio.Stdin)
+		var err error
+		if tty, err = callersTerminal(stdio); err != nil {
+			return guestproto.ExitStatus{}, err
+		}
+		restore, err := rawTerminal(tty)
 		if err != nil {
 			return guestproto.ExitStatus{}, err
 		}
 		defer restore()
-		stdio = Stdio{Stdin: stdio.Stdin, Stdout: stdio.Stdin}
+		stdio = Stdio{Stdin: stdio.Stdin, Stdout: stdio.Stdout}
+		if w, h, err := windowSize(tty); err == nil { // from the process's first moment
+			process := *opts.Process
+			process.ConsoleSize = &specs.Box{Width: uint(w), Height: uint(h)}
+			opts.Process = &process
+		}
 	}
 	signals := catchSignals()
 	asked := c.rt.Trace.Begin("exec: ask the monitor")
-	x, err := startExec(c.dir, opts.params(), stdio)
+	x, err := startExec(c.dir, opts.params(), stdio, tty)
 	asked()
 	if err != nil {
 		return guestproto.ExitStatus{}, err
@@ -198,21 +208,22 @@ func beginExec(sync *net.UnixConn) (*execSession, error) {
 		return nil, fmt.Errorf("exec process: read configuration: %w", err)
 	}
 	stdio := Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	var slave *os.File
 	if cfg.Exec.Process.Terminal {
-		slave, err := openConsole(cfg.ConsoleSocket, cfg.Exec.Process.ConsoleSize)
-		if err != nil {
+		var err error
+		if slave, err = openConsole(cfg.ConsoleSocket, cfg.Exec.Process.ConsoleSize); err != nil {
 			return nil, err
 		}
 		stdio = Stdio{Stdin: slave, Stdout: slave}
 	}
 	if cfg.Mounts == "" {
-		return startExec(cfg.StateDir, cfg.Exec, stdio)
+		return startExec(cfg.StateDir, cfg.Exec, stdio, slave)
 	}
 	mounts, err := os.Open(cfg.Mounts)
 	if err != nil {
 		return nil, ErrNotRunning
 	}
-	x, err := startExec(cfg.StateDir, cfg.Exec, stdio)
+	x, err := startExec(cfg.StateDir, cfg.Exec, stdio, slave)
 	if err != nil {
 		return nil, err
 	}
@@ -230,13 +241,12 @@ type execSession struct {
 
 // startExec asks the monitor of the container at dir to execute a process with
 // copies of stdio's descriptors. This process gives up its own, so that a reader
-// sees the end of the output when the guest's process has closed it.
-func startExec(dir string, params *execParams, stdio Stdio) (*execSession, error) {
-	x := new(execSession)
+// sees the end of the output when the guest's process has closed it. A process with a
+// terminal has the size of tty.
+func startExec(dir string, params *execParams, stdio Stdio, tty *os.File) (*execSession, error) {
+	x := &execSession{tty: tty}
 	files := []*os.File{stdio.Stdin, stdio.Stdout}
-	if params.Process.Terminal {
-		x.tty = stdio.Stdin
-	} else {
+	if tty == nil {
 		files = append(files, stdio.Stderr)
 	}
 	conn, _, err := dialControl(dir, controlRequest{Op: controlExec, Exec: params}, files...)

@@ -25,7 +25,8 @@ type Foreground struct {
 
 	ctr     *Container
 	signals <-chan os.Signal
-	tty     *os.File
+	stdio   Stdio
+	tty     *os.File // the caller's terminal, nil for none
 	master  console.Console
 	restore func()
 	output  chan struct{} // closed when the terminal's output has been copied
@@ -33,16 +34,21 @@ type Foreground struct {
 
 // NewForeground prepares for a container with spec. Where that asks for a
 // terminal and the caller has given no console socket, the terminal will be
-// copied to the one of Attach.
-func NewForeground(spec *specs.Spec, consoleSocket string) (*Foreground, error) {
-	fg := &Foreground{socket: consoleSocket}
+// copied to and from stdio.
+func NewForeground(spec *specs.Spec, consoleSocket string, stdio Stdio) (*Foreground, error) {
+	fg := &Foreground{socket: consoleSocket, stdio: stdio}
 	if spec.Process == nil || !spec.Process.Terminal || consoleSocket != "" {
 		return fg, nil
+	}
+	tty, err := callersTerminal(stdio)
+	if err != nil {
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "boxlite-run-")
 	if err != nil {
 		return nil, err
 	}
+	fg.tty = tty
 	fg.dir, fg.socket = dir, filepath.Join(dir, "console")
 	if fg.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: fg.socket, Net: "unix"}); err != nil {
 		return nil, errors.Join(err, fg.Close())
@@ -50,12 +56,16 @@ func NewForeground(spec *specs.Spec, consoleSocket string) (*Foreground, error) 
 	return fg, nil
 }
 
-// ConsoleSocket is what Create shall be given.
+// ConsoleSocket and PlainNewlines are what Create shall be given.
 func (fg *Foreground) ConsoleSocket() string { return fg.socket }
 
+// PlainNewlines says that a terminal of the caller's shows what comes from the
+// container's.
+func (fg *Foreground) PlainNewlines() bool { return fg.tty != nil }
+
 // Attach takes over a created container: signals from now on are its own, and
-// tty, in raw mode, and out are its terminal.
-func (fg *Foreground) Attach(ctr *Container, tty, out *os.File) error {
+// the caller's terminal is in raw mode.
+func (fg *Foreground) Attach(ctr *Container) error {
 	fg.ctr = ctr
 	fg.signals = catchSignals()
 	if fg.listener == nil {
@@ -64,15 +74,15 @@ func (fg *Foreground) Attach(ctr *Container, tty, out *os.File) error {
 	if err := fg.receiveMaster(); err != nil {
 		return err
 	}
-	restore, err := rawTerminal(tty)
+	restore, err := rawTerminal(fg.tty)
 	if err != nil {
 		return err
 	}
-	fg.tty, fg.restore, fg.output = tty, restore, make(chan struct{})
+	fg.restore, fg.output = restore, make(chan struct{})
 	fg.resize()
-	go func() { _, _ = io.Copy(fg.master, tty) }() // ends with the process
+	go func() { _, _ = io.Copy(fg.master, fg.stdio.Stdin) }() // ends with the process
 	go func() {
-		_, _ = io.Copy(out, fg.master) // EIO is how a pty ends
+		_, _ = io.Copy(fg.stdio.Stdout, fg.master) // EIO is how a pty ends
 		close(fg.output)
 	}()
 	return nil

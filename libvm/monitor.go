@@ -40,6 +40,7 @@ type monitorConfig struct {
 	TemplateDir string `json:"templateDir,omitempty"`
 
 	ConsoleSocket string `json:"consoleSocket,omitempty"`
+	PlainNewlines bool   `json:"plainNewlines,omitempty"`
 	// OwnNetNS and OwnUTS say that the namespace was made for the container.
 	OwnNetNS    bool `json:"ownNetNS"`
 	OwnUTS      bool `json:"ownUTS"`
@@ -342,6 +343,11 @@ func (m *monitor) start(steps *trace.Recorder) error {
 	plugged()
 	if err != nil {
 		return err
+	}
+	if m.onTerminal() {
+		if err := m.resize(); err != nil { // what has come since create
+			return err
+		}
 	}
 	req := guestproto.StartRequest{Network: m.net.pending(wanted)}
 	defer steps.Begin("start, in the guest")()

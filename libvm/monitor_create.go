@@ -284,7 +284,10 @@ func (m *monitor) buildContainer() error {
 	networked := m.setUpNetwork()
 	clockSet := m.setClock()
 	m.net.parameters(m.cfg.Plan.Guest.Linux)
-	req := guestproto.CreateRequest{ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp, NullStdin: m.stdio.Stdin == nil}
+	req := guestproto.CreateRequest{
+		ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp,
+		NullStdin: m.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
+	}
 	err := m.guest.create(req, m.steps, vmm.BootTimeout(m.cfg.Accel))
 	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile
 	if err := cmp.Or(err, netErr); err != nil {

@@ -125,7 +125,10 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	if !p.Process.Terminal {
 		stdio = pipes(files[0], files[1], files[2])
 	}
-	req := guestproto.ExecRequest{ID: id, Process: p.Process, Cgroup: p.Cgroup, NullStdin: stdio.Stdin == nil}
+	if stdio.Stdin == nil {
+		fdpass.CloseAll(files[:1])
+	}
+	req := guestproto.ExecRequest{ID: id, Process: p.Process, Cgroup: p.Cgroup, NullStdin: stdio.Stdin == nil, PlainNewlines: p.Process.Terminal && !p.Detached}
 	if err := m.startExec(req); err != nil {
 		return refuse(err)
 	}
@@ -135,7 +138,7 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 		return refuse(err)
 	}
 	if err := (controlReply{}).send(conn); err != nil {
-		relay.stopInput()
+		relay.endInput()
 		m.killExec(id)
 		return err
 	}
@@ -151,14 +154,15 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	switch {
 	case p.Detached:
 		relay.catchUp(end, m.killed)
-		go m.linger(relay, files[0])
+		go m.linger(relay)
 	case p.Process.Terminal: // its children lose the terminal, as under runc
 		relay.catchUp(end, m.killed)
 		relay.cut()
-		relay.endInput(files[0])
 	default:
 		relay.linger(gone, m.ended, m.killed)
-		relay.endInput(files[0])
+	}
+	if !p.Detached {
+		relay.endInput()
 	}
 	return guestproto.WriteFrame(conn, end.ExitStatus)
 }
@@ -169,7 +173,7 @@ const mostLingering = 128
 
 // linger waits for the end of the outputs of a detached exec whose process has
 // ended. If there are too many such, the oldest one's end.
-func (m *monitor) linger(r *relay, stdin *os.File) {
+func (m *monitor) linger(r *relay) {
 	stop := make(chan struct{})
 	m.mu.Lock()
 	m.lingering = append(m.lingering, stop)
@@ -182,7 +186,7 @@ func (m *monitor) linger(r *relay, stdin *os.File) {
 	m.mu.Lock()
 	m.lingering = slices.DeleteFunc(m.lingering, func(c chan struct{}) bool { return c == stop })
 	m.mu.Unlock()
-	r.endInput(stdin)
+	r.endInput()
 }
 
 // startExec has the guest execute a process. One that the guest has begun to start

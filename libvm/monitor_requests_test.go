@@ -105,9 +105,15 @@ func TestLingeringIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		go r.copyOut(&r.stdout, sink)
+		inputEnd, inputOver, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer inputEnd.Close()
+		r.inputOver = inputOver
 		done := make(chan struct{})
 		before := len(relays)
-		go func() { m.linger(r, sink); close(done) }()
+		go func() { m.linger(r); close(done) }()
 		relays, over = append(relays, r), append(over, done)
 		for count := 0; count < min(before+1, mostLingering); time.Sleep(time.Millisecond) {
 			m.mu.Lock()

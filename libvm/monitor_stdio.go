@@ -2,7 +2,6 @@ package libvm
 
 import (
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"io"
 	"math"
@@ -14,13 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
-	"github.com/boxlite-oci/boxlite/libvm/fault"
 )
 
-// Stdio are a process's standard streams on the host. With a terminal Stdin and
-// Stdout are the same tty and Stderr is nil; otherwise Stdin is nil where it would
-// be /dev/null. The relay owns them: it closes Stdout and Stderr when the guest
-// has closed its own.
+// Stdio are a process's standard streams on the host. With a terminal Stderr is
+// nil; otherwise Stdin is nil where it would be /dev/null. The relay owns them: it
+// closes each at its end.
 type Stdio struct {
 	Stdin, Stdout, Stderr *os.File
 }
@@ -54,7 +51,9 @@ type relay struct {
 	// changed has a message when an output has got on or has ended. One goroutine
 	// at a time may wait for it.
 	changed chan struct{}
-	input   *input // nil without stdin
+
+	stdin     *yamux.Stream // nil if there is none
+	inputOver *os.File      // closing it ends the reading of stdin
 }
 
 // An output is stdout or stderr.
@@ -75,12 +74,6 @@ func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
 	files := map[guestproto.Stream]*os.File{
 		guestproto.Stdin: stdio.Stdin, guestproto.Stdout: stdio.Stdout, guestproto.Stderr: stdio.Stderr,
 	}
-	if stdio.Stdin != nil {
-		var err error
-		if r.input, err = newInput(stdio.Stdin); err != nil {
-			return nil, err
-		}
-	}
 	streams := make(chan opened)
 	pending := 0
 	for name, file := range files {
@@ -93,105 +86,88 @@ func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
 			streams <- opened{name, stream, err}
 		}()
 	}
-	var err error
+	got := map[guestproto.Stream]*yamux.Stream{}
+	over, inputOver, err := os.Pipe()
 	for range pending {
 		o := <-streams
-		switch {
-		case o.err != nil && o.name == guestproto.Stdin:
-			r.input.release()
-			fallthrough
-		case o.err != nil:
-			err = cmp.Or(err, o.err) // the others fail for the same reason
-			continue
-		}
-		switch o.name {
-		case guestproto.Stdin:
-			go copyIn(o.stream, r.input)
-		case guestproto.Stdout:
-			r.stdout.stream = o.stream
-			go r.copyOut(&r.stdout, stdio.Stdout)
-		case guestproto.Stderr:
-			r.stderr.stream = o.stream
-			go r.copyOut(&r.stderr, stdio.Stderr)
+		err = cmp.Or(err, o.err) // the others fail for the same reason
+		if o.err == nil {
+			got[o.name] = o.stream
 		}
 	}
 	if err != nil {
-		r.stopInput()
+		for _, stream := range got {
+			_ = stream.Close() // nothing has come of it
+		}
+		return nil, errors.Join(err, over.Close(), inputOver.Close())
 	}
-	return r, err
-}
-
-// copyIn gives the guest what comes from in, until either ends or in is stopped.
-func copyIn(stream *yamux.Stream, in *input) {
-	_, _ = io.CopyBuffer(onlyWriter{stream}, in, make([]byte, copyBytes)) // either end may go at any time
-	_ = stream.Close()                                                    // this is the process's EOF
-	in.release()
-}
-
-const copyBytes = 128 << 10
-
-// onlyWriter hides ReadFrom, which would choose a buffer of its own.
-type onlyWriter struct{ io.Writer }
-
-// stopInput has the relay take nothing of stdin any more.
-func (r *relay) stopInput() {
-	if r.input != nil {
-		r.input.stop()
+	r.stdin, r.stdout.stream, r.stderr.stream, r.inputOver = got[guestproto.Stdin], got[guestproto.Stdout], got[guestproto.Stderr], inputOver
+	if r.stdin != nil {
+		go copyIn(r.stdin, stdio.Stdin, over)
+	} else {
+		_ = over.Close()
 	}
-}
-
-// endInput is stopInput with the file that stdin is closed: nothing is lost, it is only
-// read.
-func (r *relay) endInput(stdin *os.File) {
-	r.stopInput()
-	_ = stdin.Close()
-}
-
-// input reads a process's stdin until it is stopped. A blocking read outlasts a close of
-// its file: it would take what is typed next, which is for another.
-type input struct {
-	file *os.File
-	over *os.File // an eventfd, readable once the input is stopped; release closes it
-}
-
-func newInput(file *os.File) (*input, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return nil, fault.Wrap("eventfd", err)
+	if r.stdout.stream != nil {
+		go r.copyOut(&r.stdout, stdio.Stdout)
 	}
-	return &input{file: file, over: os.NewFile(uintptr(fd), "end of the input")}, nil
+	if r.stderr.stream != nil {
+		go r.copyOut(&r.stderr, stdio.Stderr)
+	}
+	return r, nil
 }
 
-// stop ends Read, now and in future.
-func (in *input) stop() {
-	_, _ = in.over.Write(binary.NativeEndian.AppendUint64(nil, 1)) // released: nobody reads any more
+// copyIn gives the guest what comes from file until either ends, or over does, and
+// closes both files. What comes later is for whoever reads file then: it reads nothing
+// ahead, and does not wait in a read.
+func copyIn(stream *yamux.Stream, file, over *os.File) {
+	buf := make([]byte, copyBytes)
+	for {
+		n, err := readUnless(over, file, buf)
+		if n <= 0 || err != nil {
+			break
+		}
+		if _, err := stream.Write(buf[:n]); err != nil {
+			break
+		}
+	}
+	_ = errors.Join(stream.Close(), file.Close(), over.Close()) // the first is the process's EOF, and either end may go at any time
 }
 
-// release is for the one who reads, and reads no more.
-func (in *input) release() { _ = in.over.Close() }
-
-func (in *input) Read(b []byte) (int, error) {
-	conn, err := in.file.SyscallConn()
+// readUnless is a read of file that the end of over ends. file may not be one that
+// Go's poller knows: it is the caller's, and so are its flags.
+func readUnless(over, file *os.File, buf []byte) (n int, err error) {
+	raw, err := file.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	over := false
-	if cerr := conn.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(in.over.Fd()), Events: unix.POLLIN}}
+	readErr := raw.Read(func(fd uintptr) bool {
 		for {
-			if _, err = unix.Poll(fds, -1); !errors.Is(err, unix.EINTR) {
-				break
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(over.Fd())}}
+			_, err = unix.Poll(fds, -1)
+			if err == nil && fds[1].Revents != 0 {
+				n, err = 0, io.EOF
+				return true
+			}
+			if err == nil {
+				n, err = unix.Read(int(fd), buf)
+			}
+			if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+				return true
 			}
 		}
-		over = fds[1].Revents != 0
-	}); cerr != nil || err != nil {
-		return 0, errors.Join(cerr, err)
-	}
-	if over {
-		return 0, io.EOF
-	}
-	return in.file.Read(b)
+	})
+	return n, errors.Join(readErr, err)
 }
+
+// endInput ends the reading of stdin.
+func (r *relay) endInput() {
+	_ = r.inputOver.Close() // it is but a sign
+	if r.stdin != nil {
+		_ = r.stdin.SetWriteDeadline(time.Now())
+	}
+}
+
+const copyBytes = 128 << 10
 
 // copyOut writes one output of the guest to file until the guest closes it. If
 // the host's reader goes away, closing the stream tells the guest, where whoever

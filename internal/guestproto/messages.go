@@ -138,6 +138,9 @@ type CreateRequest struct {
 	// NullStdin gives the container init /dev/null for stdin, and no such stream
 	// to ask for. It says nothing of a process with a terminal.
 	NullStdin bool `json:"nullStdin,omitempty"`
+	// PlainNewlines has the terminal leave a newline as it is: another one, whose
+	// reader the host is, makes of it what it takes.
+	PlainNewlines bool `json:"plainNewlines,omitempty"`
 	// Trace asks for the steps in the reply; without it there is none.
 	Trace bool `json:"trace,omitempty"`
 }
@@ -180,8 +183,9 @@ type ExecRequest struct {
 	Process *specs.Process `json:"process"`
 	// Cgroup is a path below the container's own cgroup; empty is that itself.
 	Cgroup string `json:"cgroup,omitempty"`
-	// NullStdin is as in CreateRequest.
-	NullStdin bool `json:"nullStdin,omitempty"`
+	// NullStdin and PlainNewlines are as in CreateRequest.
+	NullStdin     bool `json:"nullStdin,omitempty"`
+	PlainNewlines bool `json:"plainNewlines,omitempty"`
 }
 
 // ExecReply carries the new process's pid in the container's pid namespace.
