@@ -155,25 +155,32 @@ func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.Unix
 			err = errors.Join(err, conn.Close())
 		}
 	}()
-	if err := conn.SetDeadline(req.deadline()); err != nil {
+	if err := exchange(conn, &req, &reply, stdio); err != nil {
 		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
-	}
-	if err := fdpass.Send(conn, stdio...); err != nil {
-		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
-	}
-	if err := guestproto.WriteFrame(conn, req); err != nil {
-		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
-	}
-	if err := guestproto.ReadFrame(conn, guestproto.MaxReply, &reply); err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
-			return conn, reply, fmt.Errorf("%s: %w", req.Op, ErrVMLost)
-		}
-		return conn, reply, fmt.Errorf("%s: the monitor: %w", req.Op, err)
 	}
 	if err := reply.Error.err(); err != nil {
 		return conn, reply, err
 	}
 	return conn, reply, conn.SetDeadline(time.Time{})
+}
+
+// exchange makes a request on a new connection. A monitor that ends meanwhile, be it
+// before it has the request, is a lost VM.
+func exchange(conn *net.UnixConn, req *controlRequest, reply *controlReply, stdio []*os.File) error {
+	err := conn.SetDeadline(req.deadline())
+	if err == nil {
+		err = fdpass.Send(conn, stdio...)
+	}
+	if err == nil {
+		err = guestproto.WriteFrame(conn, req)
+	}
+	if err == nil {
+		err = guestproto.ReadFrame(conn, guestproto.MaxReply, reply)
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
+		return ErrVMLost
+	}
+	return fault.Wrap("the monitor", err)
 }
 
 // deadline is when a request is given up. The monitor bounds its own waits, which are
