@@ -101,6 +101,9 @@ func execOptions(c *cli.Context, ctr *libvm.Container) (opts libvm.ExecOptions, 
 		c.App.Metadata["logs"].(*logOutput).logger.Log(c.Context, level, w, "id", ctr.ID)
 	}
 	opts.Cgroup = c.String("cgroup")
+	if !filepath.IsLocal(filepath.Join(".", opts.Cgroup)) {
+		return opts, fmt.Errorf("exec failed: %s is not a sub cgroup path", opts.Cgroup)
+	}
 	opts.Stdio = libvm.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	for _, p := range []struct {
 		to   *string

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -36,7 +37,7 @@ var listCommand = &cli.Command{
 			}
 			return nil
 		case c.String("format") == "json":
-			return writeJSON(c.App.Writer, states)
+			return json.NewEncoder(c.App.Writer).Encode(states) // one line, as runc's
 		case c.String("format") == "table":
 			return writeStateTable(c, states)
 		default:

@@ -70,7 +70,9 @@ func TestLifecycleByHand(t *testing.T) {
 		h.wantFail("cannot delete container "+b.id+" that is not stopped", "delete", b.id)
 
 		var list []state
-		h.noErr(json.Unmarshal([]byte(h.must("list", "--format", "json")), &list))
+		text := h.must("list", "--format", "json")
+		h.noErr(json.Unmarshal([]byte(text), &list))
+		h.want("lines of list --format json", itoa(strings.Count(text, "\n")), "1")
 		if len(list) != 1 || list[0].ID != b.id || list[0].Status != specs.StateRunning {
 			h.Errorf("list = %+v, want the running %s alone", list, b.id)
 		}
@@ -273,6 +275,13 @@ func TestExecByHand(t *testing.T) {
 		h.wantCode(r, 9)
 		h.want("stdout", r.stdout, "in 1 /etc 5 6 6 9\n")
 		h.want("stderr", r.stderr, "err\n")
+
+		for _, path := range []string{"..", "../beside", "a/../../b"} {
+			r := h.cmd("exec", "--cgroup", path, b.id, "true")
+			h.wantCode(r, 255)
+			h.wantPart("stderr", r.stderr, path+" is not a sub cgroup path")
+		}
+		h.must("exec", "--cgroup", "/", b.id, "true")
 
 		process := filepath.Join(b.dir, "process.json")
 		text, err := json.Marshal(specs.Process{Args: []string{"sh", "-c", "echo $FROM; exit 3"}, Env: []string{"PATH=/bin", "FROM=file"}, Cwd: "/"})

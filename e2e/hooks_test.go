@@ -164,7 +164,7 @@ func TestHookFails(t *testing.T) {
 		c := h.create(b)
 		h.wantFail("poststart hook #0: .*because", "start", b.id)
 		c.wantKilled()
-		h.must("delete", b.id)
+		h.wantFail("container does not exist", "state", b.id)
 		wantLog("ran poststop")
 
 		set(func(s *specs.Hooks) { s.Poststop = failingHook(log) })
@@ -174,5 +174,24 @@ func TestHookFails(t *testing.T) {
 		h.wantPart("the warning", r.stderr, "level=warning")
 		c.end()
 		wantLog("ran")
+	})
+}
+
+// Of a container whose poststart hook fails nothing is left, and its poststop hooks have run.
+func TestPoststartFails(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		log := workDir + "/bundle-poststart/rootfs/log"
+		b := h.bundle("poststart", "sleep 1000", func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{Poststart: failingHook(log), Poststop: logHook("poststop", log)}
+		})
+		h.noErr(os.WriteFile(b.rootfs("log"), nil, 0o644))
+		r := h.cmd("run", "--bundle", b.dir, b.id)
+		h.wantCode(r, 1)
+		h.wantPart("stderr", r.stderr, "because")
+		h.wantFail("container does not exist", "state", b.id)
+		text := h.hookLog(b)
+		h.wantPart("log", text, "ran\n")
+		h.wantPart("log", text, "poststop ")
 	})
 }

@@ -61,6 +61,11 @@ func TestUpdateByHand(t *testing.T) {
 		h.wantStatus(b.id, specs.StateRunning)
 		h.must("exec", b.id, "rm", "/dev/shm/full")
 
+		// No limit of memory is none of memory and swap either.
+		h.must("update", "--memory", "-1", b.id)
+		h.wantCode(h.cmd("exec", b.id, "probe", "hog", "110"), 0)
+		h.must("update", "-r", filepath.Join(b.dir, "update.json"), b.id)
+
 		h.wantFail("invalid value for memory", "update", "--memory", "much", b.id)
 		h.wantFail("invalid value for cpu-quota", "update", "--cpu-quota", "all", b.id)
 		h.wantFail("no such file", "update", "--resources", "/nosuch", b.id)

@@ -1,6 +1,7 @@
 package libvm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,8 +13,8 @@ import (
 )
 
 // Delete removes a stopped or created container: cgroup, state and what is left
-// of its network. With force it ends a running one first. Poststop hooks run at
-// the end; their failure is a warning.
+// of its network. With force it ends a running one first, and one that is gone is no
+// error. Poststop hooks run at the end; their failure is a warning.
 func (c *Container) Delete(force bool) error {
 	if force && c.Status() != specs.StateStopped {
 		// Not behind the lock: who holds it may be waiting for the guest.
@@ -21,7 +22,7 @@ func (c *Container) Delete(force bool) error {
 			return err
 		}
 	}
-	return c.locked(func() error {
+	err := c.locked(func() error {
 		var err error
 		switch status := c.Status(); status {
 		case specs.StateStopped:
@@ -38,6 +39,10 @@ func (c *Container) Delete(force bool) error {
 		}
 		return c.remove()
 	})
+	if force && errors.Is(err, ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // remove takes away what is left of a container whose monitor has ended: cgroup,

@@ -11,7 +11,8 @@ import (
 )
 
 // Start runs the container's process. It returns when the guest has executed
-// it and the poststart hooks have run. A start that fails ends the container.
+// it and the poststart hooks have run. A start that fails ends the container, and
+// a poststart hook that does deletes it.
 func (c *Container) Start() error {
 	return c.locked(func() error {
 		switch c.Status() {
@@ -33,7 +34,10 @@ func (c *Container) Start() error {
 			return errors.Join(c.afterVMLost(err), c.kill()) // as config.md says: generate an error, stop the container
 		}
 		if err := runHooks("poststart", c.Bundle, plan.Hooks(c.Spec).Poststart, c.ociState(specs.StateRunning)); err != nil {
-			return errors.Join(err, c.kill())
+			if killErr := c.kill(); killErr != nil {
+				return errors.Join(err, killErr)
+			}
+			return errors.Join(err, c.remove()) // as runc: the poststop hooks have run too
 		}
 		return nil
 	})

@@ -27,7 +27,7 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 		vmMiB := max(c.MemoryMiB, plan.NeededMiB(after))
 		// The host first: room that the guest will use has to be there.
 		if err := c.limitHost(change, vmMiB); err != nil {
-			return err
+			return errors.Join(err, c.limitHost(before, c.MemoryMiB)) // some may have been set
 		}
 		if m := change.Memory; m != nil && !cgroups.IsCgroup2UnifiedMode() {
 			m.CheckBeforeUpdate = new(true) // version 1 refuses what the guest's version 2 kills for

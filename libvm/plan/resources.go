@@ -63,6 +63,9 @@ func mergeMemory(after, change *specs.LinuxResources, m *specs.LinuxMemory) {
 	}
 	merged := value(after.Memory)
 	changed := take(&merged.Limit, m.Limit)
+	if value(m.Limit) == -1 && value(m.Swap) == 0 && value(merged.Swap) != 0 {
+		merged.Swap = m.Limit // a limit of memory and swap, but not of memory, is none that can be set
+	}
 	changed = take(&merged.Swap, m.Swap) || changed
 	changed = take(&merged.Reservation, m.Reservation) || changed
 	merged.CheckBeforeUpdate = m.CheckBeforeUpdate

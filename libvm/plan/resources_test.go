@@ -23,6 +23,10 @@ func TestMergeResources(t *testing.T) {
 			`{"memory":{"limit":5},"pids":{"limit":5}}`, `{"memory":{"limit":-1,"swap":-1},"pids":{"limit":-1}}`,
 			`{"memory":{"limit":-1,"swap":-1},"pids":{"limit":-1}}`, `{"memory":{"limit":-1,"swap":-1},"pids":{"limit":-1}}`,
 		},
+		"no limit of memory, of memory and swap neither": {
+			`{"memory":{"limit":5,"swap":9}}`, `{"memory":{"limit":-1}}`,
+			`{"memory":{"limit":-1,"swap":-1}}`, `{"memory":{"limit":-1,"swap":-1}}`,
+		},
 		"the rest": {
 			`{"blockIO":{"leafWeight":3},"unified":{"a":"1"},"devices":[{"allow":true}]}`,
 			`{"blockIO":{"weight":20},"unified":{"b":"2"},"devices":[],"cpu":{"cpus":"1","mems":"0","idle":0,"burst":0,"realtimePeriod":3}}`,
