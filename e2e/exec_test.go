@@ -169,3 +169,32 @@ func TestExecLeavesChildren(t *testing.T) {
 		h.must("delete", "--force", b.id)
 	})
 }
+
+// exec --debug logs what is executed, as whom and how, and how it ended; not the environment.
+func TestExecDebug(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("exec-debug", "sleep 1000", nil)
+		h.create(b).start()
+		log, pidFile := filepath.Join(b.dir, "log"), filepath.Join(b.dir, "exec-pid")
+		h.flags = []string{"--debug", "--log", log}
+		script := []string{b.id, "sh", "-c", "exit 7"}
+		h.wantCode(h.cmd(append([]string{"exec", "-e", "SECRET=x", "--user", "5:6", "--cwd", "/etc"}, script...)...), 7)
+		x := startReaper(h.T, reaperJob{Args: h.argv(append([]string{"exec", "--detach", "--pid-file", pidFile}, script...)...), Env: h.vars, Dir: "/"}, [3]*os.File{})
+		h.want("exec --detach", x.wait(0).String(), "exit code 0")
+		h.want("the exec process", x.wait(h.readPid(pidFile)).String(), "exit code 7")
+		h.flags = nil
+		raw, err := os.ReadFile(log)
+		h.noErr(err)
+		text := string(raw)
+		for _, want := range []string{
+			`command="[sh -c exit 7]" cwd="/etc" uid="5" gid="6" terminal="false" cgroup="/"`, "standIn=\"the caller\"", "standIn=\"a process of its own\"", "join=",
+		} {
+			h.wantPart("log", text, want)
+		}
+		h.want("ends in the log", itoa(strings.Count(text, `code="7" signal="0"`)), "2")
+		if strings.Contains(text, "SECRET") {
+			h.Errorf("the environment is in the log: %s", clip(text))
+		}
+	})
+}

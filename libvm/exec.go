@@ -42,6 +42,14 @@ type ExecOptions struct {
 	IgnorePaused bool
 }
 
+// logDecided logs what is going to be executed, and how. The environment is left
+// out: it may hold secrets.
+func (c *Container) logDecided(opts ExecOptions, standIn string) {
+	p := opts.Process
+	c.rt.Log.Debug("decided", "id", c.ID, "command", p.Args, "cwd", p.Cwd, "uid", p.User.UID, "gid", p.User.GID, "terminal", p.Terminal,
+		"cgroup", "/"+opts.Cgroup, "nullStdin", !p.Terminal && isNull(opts.Stdio.Stdin), "paused", c.Paused, "standIn", standIn)
+}
+
 func (o *ExecOptions) params() *execParams {
 	return &execParams{Process: o.Process, Cgroup: o.Cgroup, IgnorePaused: o.IgnorePaused}
 }
@@ -61,6 +69,7 @@ func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 			return guestproto.ExitStatus{}, err
 		}
 	}
+	c.logDecided(opts, "the caller")
 	stdio := opts.Stdio
 	var tty *os.File
 	if opts.Process.Terminal {
@@ -73,6 +82,7 @@ func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 			return guestproto.ExitStatus{}, err
 		}
 		defer restore()
+		c.rt.Log.Debug("the caller's terminal is in raw mode", "id", c.ID, "terminal", tty.Name())
 		stdio = Stdio{Stdin: stdio.Stdin, Stdout: stdio.Stdout}
 		if w, h, err := windowSize(tty); err == nil { // from the process's first moment
 			process := *opts.Process
@@ -89,13 +99,16 @@ func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 	}
 	defer x.conn.Close()
 	defer c.rt.Trace.Begin("exec: until the process has ended")()
-	return x.wait(signals)
+	status, err := x.wait(signals)
+	c.rt.Log.Debug("the exec's process has ended", "id", c.ID, "code", status.Code, "signal", status.Signal, "error", err)
+	return status, err
 }
 
 // ExecDetached is Exec with a process of its own standing for the guest's. It
 // returns when the guest has executed the process.
 func (c *Container) ExecDetached(opts ExecOptions) error {
 	defer c.rt.Trace.Begin("exec: start the process that stands for it")()
+	c.logDecided(opts, "a process of its own")
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fault.Wrap("socketpair", err)
@@ -115,6 +128,7 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 	if !c.OwnUserNS {
 		join = namespacesOf(c.Pid)
 	}
+	c.rt.Log.Debug("the exec's stand-in joins the container's namespaces", "id", c.ID, "join", namespaceTypes(join))
 	err = startIn(cmd, 0, join)
 	if err := errors.Join(err, theirs.Close()); err != nil {
 		return err
@@ -125,6 +139,14 @@ func (c *Container) ExecDetached(opts ExecOptions) error {
 		return err
 	}
 	return nil
+}
+
+func namespaceTypes(list []specs.LinuxNamespace) []specs.LinuxNamespaceType {
+	var types []specs.LinuxNamespaceType
+	for _, ns := range list {
+		types = append(types, ns.Type)
+	}
+	return types
 }
 
 // execConfig is what ExecDetached tells the process that it has started.
@@ -195,9 +217,7 @@ func RunExec(sync *net.UnixConn, log *slog.Logger) int {
 	}
 	_ = sync.Close()
 	status, err := x.wait(signals)
-	if err != nil {
-		log.Debug("exec process", "error", err)
-	}
+	log.Debug("the exec's process has ended", "code", status.Code, "signal", status.Signal, "error", err)
 	return status.Shell()
 }
 
