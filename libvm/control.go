@@ -180,7 +180,10 @@ func exchange(conn *net.UnixConn, req *controlRequest, reply *controlReply, stdi
 	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
 		return ErrVMLost
 	}
-	return fault.Wrap("the monitor", err)
+	if err != nil {
+		return fmt.Errorf("the monitor: %w", err)
+	}
+	return nil
 }
 
 // deadline is when a request is given up. The monitor bounds its own waits, which are
