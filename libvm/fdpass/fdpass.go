@@ -134,7 +134,8 @@ func ReceiveNamed(l *net.UnixListener) (*os.File, error) {
 		return nil, err
 	}
 	if len(files) != 1 {
-		return nil, errors.New("no descriptor received")
+		CloseAll(files)
+		return nil, fmt.Errorf("%d descriptors came, not 1", len(files))
 	}
 	return files[0], nil
 }
