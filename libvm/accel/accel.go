@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -60,19 +59,17 @@ func Resolve(want string) (Accel, string, error) {
 // VMs in which a kernel never gets beyond its first instructions, on machines
 // whose processors show no virtualization.
 func Usable() error {
-	if runtime.GOARCH == "amd64" {
-		f, err := os.Open("/proc/cpuinfo")
-		if err != nil {
-			return errors.New("/proc/cpuinfo cannot be read")
-		}
-		defer f.Close()
-		ok, err := hasVirtualization(f)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			return errors.New("the processor shows neither vmx nor svm")
-		}
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return errors.New("/proc/cpuinfo cannot be read")
+	}
+	defer f.Close()
+	ok, err := hasVirtualization(f)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errors.New("the processor shows neither vmx nor svm")
 	}
 	return probe("/dev/kvm")
 }
