@@ -250,3 +250,17 @@ func TestTables(t *testing.T) {
 		}
 	}
 }
+
+// TestX32HasItsOwnNumbers names calls whose structures differ from x86_64's, which the
+// kernel has given x32 others for (syscall_64.tbl, from 512 on).
+func TestX32HasItsOwnNumbers(t *testing.T) {
+	x32 := abi{bit: x32Bit, table: tableX32}
+	for name, want := range map[string]uint32{
+		"rt_sigaction": 512, "ioctl": 514, "readv": 515, "recvfrom": 517, "execve": 520, "ptrace": 521, "timer_create": 526, "kexec_load": 528,
+		"vmsplice": 532, "move_pages": 533, "process_vm_writev": 540, "io_setup": 543, "io_submit": 544, "execveat": 545, "pwritev2": 547, "read": 0,
+	} {
+		if nr, ok := x32.number(name); !ok || nr != want|x32Bit {
+			t.Errorf("%s = %d, %v, want %d", name, nr&^x32Bit, ok, want)
+		}
+	}
+}
