@@ -189,17 +189,17 @@ func TestCreateTemplate(t *testing.T) {
 	}
 }
 
-// keeper runs RunKeeper in this process, up to where its VM stands by.
-type keeper struct {
+// testKeeper runs RunKeeper in this process, up to where its VM stands by.
+type testKeeper struct {
 	sync   *net.UnixConn
 	status chan int
 	key    string
 }
 
-func runKeeper(t *testing.T, f *Factory) *keeper {
+func runKeeper(t *testing.T, f *Factory) *testKeeper {
 	t.Helper()
 	ours, theirs := peers(t)
-	k := &keeper{sync: ours, status: make(chan int, 1)}
+	k := &testKeeper{sync: ours, status: make(chan int, 1)}
 	go func() {
 		status := RunKeeper(theirs, slog.New(slog.DiscardHandler))
 		_ = theirs.Close() // as the process's end does
@@ -213,7 +213,7 @@ func runKeeper(t *testing.T, f *Factory) *keeper {
 	return k
 }
 
-func (k *keeper) wants(t *testing.T, event string) keeperEvent {
+func (k *testKeeper) wants(t *testing.T, event string) keeperEvent {
 	t.Helper()
 	var ev keeperEvent
 	if err := guestproto.ReadFrame(k.sync, guestproto.MaxReply, &ev); err != nil || ev.Event != event {
