@@ -61,15 +61,16 @@ func dindFiles(h *host, n repetitions, r *result) error {
 	if err := h.makeArchives(); err != nil {
 		return err
 	}
-	script := "exec 2>&1\n"
+	var script strings.Builder
+	script.WriteString("exec 2>&1\n")
 	for range n.dindFiles {
 		for _, p := range dindPlaces {
-			script += dindFilesScript(p.dir)
+			script.WriteString(dindFilesScript(p.dir))
 		}
 	}
 	j := new(journal)
 	cmd := exec.Command("/usr/bin/docker", "run", "--rm", "--runtime", withScratch, "--cap-add", "ALL", "-v", h.in()+":/in:ro", "-v", "/volume",
-		"--memory", "2g", "--entrypoint", "sh", dindImage, "-ec", script)
+		"--memory", "2g", "--entrypoint", "sh", dindImage, "-ec", script.String())
 	cmd.Stdout, cmd.Stderr = j, j
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("files of %s: %w\n%s", dindImage, err, j)

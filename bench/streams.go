@@ -60,7 +60,7 @@ func streams(h *host, n repetitions, r *result) error {
 			name string
 			load func() (map[string]float64, error)
 		}{
-			{warm, func() (map[string]float64, error) { return loadContainer(h, data, address) }},
+			{warm, func() (map[string]float64, error) { return loadContainer(data, address) }},
 			{bareVM, func() (map[string]float64, error) { return loadBare(h, data, address) }},
 		} {
 			figures, err := subject.load()
@@ -111,7 +111,7 @@ func (h *host) data(smallFiles int) (string, error) {
 }
 
 // loadContainer measures in a container on docker's bridge network, with the data as a volume.
-func loadContainer(h *host, data, address string) (map[string]float64, error) {
+func loadContainer(data, address string) (map[string]float64, error) {
 	all := map[string]float64{}
 	for _, args := range [][]string{{"files", "/data"}, {"net", address}} {
 		out, err := docker(append([]string{"run", "--rm", "--runtime", warm, "-v", data + ":/data", "busybox", "/load"}, args...)...)

@@ -54,7 +54,7 @@ func linesOfSections(t *testing.T) map[string]map[int]bool {
 		if !ok || !strings.HasPrefix(line, "| ") {
 			continue
 		}
-		for _, part := range strings.Split(cell, ", ") {
+		for part := range strings.SplitSeq(cell, ", ") {
 			var from, to int
 			if n, _ := fmt.Sscanf(part, "%d-%d", &from, &to); n == 1 {
 				to = from

@@ -60,7 +60,8 @@ func (p *podman) runFlags(ociRuntime) []string {
 
 // configure writes podman's configuration. The lists at the end are what docs/engines.md tells users to add.
 func (p *podman) configure() error {
-	conf := `
+	var conf strings.Builder
+	conf.WriteString(`
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
@@ -73,13 +74,13 @@ runtime_supports_nocgroup = ["crun", "boxlite"]
 network_backend = "netavark"
 network_config_dir = "` + p.dir + `/networks"
 [engine.runtimes]
-`
+`)
 	for _, rt := range runtimes {
 		bin := rt.bin
 		if rt.isVM() {
 			bin = filepath.Join(userBinDir, filepath.Base(bin))
 		}
-		conf += fmt.Sprintf("%s = [%q]\n", rt.name, bin)
+		fmt.Fprintf(&conf, "%s = [%q]\n", rt.name, bin)
 	}
 	runRoot := "/run/containers/storage"
 	if p.rootless {
@@ -94,7 +95,7 @@ network_config_dir = "` + p.dir + `/networks"
 			return err
 		}
 	}
-	if err := os.WriteFile(p.dir+"/containers.conf", []byte(conf), 0o644); err != nil {
+	if err := os.WriteFile(p.dir+"/containers.conf", []byte(conf.String()), 0o644); err != nil {
 		return err
 	}
 	return os.WriteFile(p.dir+"/storage.conf", []byte(storage), 0o644)

@@ -163,7 +163,7 @@ func (g *cgroup) pids() (pids []int, err error) {
 		if err != nil {
 			return // a threaded or a removed cgroup
 		}
-		for _, field := range strings.Fields(string(text)) {
+		for field := range strings.FieldsSeq(string(text)) {
 			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
 				pids = append(pids, pid)
 			}

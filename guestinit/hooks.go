@@ -104,12 +104,10 @@ func (s *stdio) converse(input []byte) (output func() string) {
 	var tail tailWriter
 	var readers sync.WaitGroup
 	for _, f := range outputs {
-		readers.Add(1)
-		go func() {
-			defer readers.Done()
+		readers.Go(func() {
 			_, _ = io.Copy(&tail, f) // to the end of file, or for as long as it may take
 			_ = f.Close()
-		}()
+		})
 	}
 	return func() string {
 		readers.Wait()

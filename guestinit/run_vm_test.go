@@ -341,7 +341,7 @@ func TestMounts(t *testing.T) {
 		specs.Mount{Destination: "/home/user", Type: "tmpfs", Source: "tmpfs", Options: []string{"tmpcopyup", "size=1m", "noatime"}},
 		specs.Mount{Destination: "/scratch", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "uid=1000", "mode=1700"}},
 	)
-	spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/my/device", Type: "b", Major: 8, Minor: 666, FileMode: fileMode(0o640), GID: ptr(uint32(6))}}
+	spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/my/device", Type: "b", Major: 8, Minor: 666, FileMode: new(os.FileMode(0o640)), GID: new(uint32(6))}}
 	v.start(spec)
 	look(t, v, []probe{
 		{"echo new >/data/sub/f; cat /ro/sub/f", "new\n"},
@@ -362,9 +362,6 @@ func TestMounts(t *testing.T) {
 		t.Errorf("mount point on the host: %v", err)
 	}
 }
-
-func fileMode(m os.FileMode) *os.FileMode { return &m }
-func ptr[T any](v T) *T                   { return &v }
 
 // TestUserNamespace runs a container with mapped ids, and time offsets.
 func TestUserNamespace(t *testing.T) {

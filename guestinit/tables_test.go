@@ -127,20 +127,20 @@ func TestCgroupSettings(t *testing.T) {
 		{"nothing", specs.LinuxResources{}, ""},
 		{
 			"memory",
-			specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(100)), Swap: ptr(int64(150)), Reservation: ptr(int64(50))}},
+			specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(100)), Swap: new(int64(150)), Reservation: new(int64(50))}},
 			"memory.swap.max=50 memory.max=100 memory.low=50",
 		},
-		{"no swap", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(100)), Swap: ptr(int64(100))}}, "memory.swap.max=0 memory.max=100"},
-		{"unlimited", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(-1)), Swap: ptr(int64(-1))}}, "memory.swap.max=max memory.max=max"},
+		{"no swap", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(100)), Swap: new(int64(100))}}, "memory.swap.max=0 memory.max=100"},
+		{"unlimited", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(-1)), Swap: new(int64(-1))}}, "memory.swap.max=max memory.max=max"},
 		{
 			"cpu",
-			specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(1024)), Quota: ptr(int64(50000)), Period: ptr(uint64(200000)), Cpus: "0-1", Mems: "0"}},
+			specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(1024)), Quota: new(int64(50000)), Period: new(uint64(200000)), Cpus: "0-1", Mems: "0"}},
 			"cpu.weight=100 cpu.max=50000 200000 cpuset.cpus=0-1 cpuset.mems=0",
 		},
-		{"quota alone", specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr(int64(50000))}}, "cpu.max=50000 100000"},
-		{"period alone", specs.LinuxResources{CPU: &specs.LinuxCPU{Period: ptr(uint64(50000))}}, "cpu.max=max 50000"},
-		{"idle", specs.LinuxResources{CPU: &specs.LinuxCPU{Idle: ptr(int64(1)), Shares: ptr(uint64(2))}}, "cpu.idle=1"},
-		{"pids", specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(-1))}}, "pids.max=max"},
+		{"quota alone", specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: new(int64(50000))}}, "cpu.max=50000 100000"},
+		{"period alone", specs.LinuxResources{CPU: &specs.LinuxCPU{Period: new(uint64(50000))}}, "cpu.max=max 50000"},
+		{"idle", specs.LinuxResources{CPU: &specs.LinuxCPU{Idle: new(int64(1)), Shares: new(uint64(2))}}, "cpu.idle=1"},
+		{"pids", specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(-1))}}, "pids.max=max"},
 		{"io", specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: &weight, ThrottleWriteBpsDevice: []specs.LinuxThrottleDevice{
 			{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 254, Minor: 0}, Rate: 7},
 		}}}, "io.bfq.weight=500 io.weight=4950 io.max=254:0 wbps=7"},
@@ -156,7 +156,7 @@ func TestCgroupSettings(t *testing.T) {
 			t.Errorf("%s: %s, %v; want %s", c.name, text, err, c.want)
 		}
 	}
-	if _, err := cgroupSettings(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(100)), Swap: ptr(int64(50))}}); err == nil {
+	if _, err := cgroupSettings(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(100)), Swap: new(int64(50))}}); err == nil {
 		t.Error("swap below memory: no error")
 	}
 }

@@ -220,7 +220,7 @@ func makeRootfs(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, applet := range strings.Fields(string(list)) {
+	for applet := range strings.FieldsSeq(string(list)) {
 		_ = os.Symlink("busybox", filepath.Join(dir, "bin", applet))
 	}
 }

@@ -154,7 +154,7 @@ func lock(dir string) (func(), error) {
 	}
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
@@ -185,7 +185,7 @@ func childrenOf(pid int) (children []int, err error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, field := range strings.Fields(string(raw)) {
+		for field := range strings.FieldsSeq(string(raw)) {
 			child, err := strconv.Atoi(field)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", list, err)

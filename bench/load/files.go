@@ -58,7 +58,7 @@ func readAll(path string) (mibs float64, err error) {
 	for buf := make([]byte, bufferBytes); ; {
 		k, err := file.Read(buf)
 		n += k
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return float64(n) / mib, nil
 		}
 		if err != nil {
@@ -90,7 +90,7 @@ func untar(archive, dir string) error {
 	defer file.Close()
 	for r := tar.NewReader(file); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -120,7 +120,9 @@ func emulates(cpuinfo io.Reader) bool {
 func probe(path string) error {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("%s does not open (%s)", path, unix.ErrnoName(err.(unix.Errno)))
+		var errno unix.Errno
+		_ = errors.As(err, &errno) // it is one
+		return fmt.Errorf("%s does not open (%s)", path, unix.ErrnoName(errno))
 	}
 	defer unix.Close(fd)
 	version, err := ioctl(fd, kvmGetAPIVersion)

@@ -241,7 +241,7 @@ var standardDevices = func() []specs.LinuxDeviceCgroup {
 		{Allow: true, Type: "c", Major: &any, Minor: &any, Access: "m"},
 		{Allow: true, Type: "b", Major: &any, Minor: &any, Access: "m"},
 	}
-	for _, number := range strings.Fields("1:3 1:5 1:7 1:8 1:9 5:0 5:1 5:2 136:-1") {
+	for number := range strings.FieldsSeq("1:3 1:5 1:7 1:8 1:9 5:0 5:1 5:2 136:-1") {
 		major, minor := new(int64), new(int64)
 		if _, err := fmt.Sscanf(number, "%d:%d", major, minor); err != nil {
 			panic(err) // the list above

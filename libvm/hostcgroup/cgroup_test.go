@@ -112,10 +112,10 @@ func TestLife(t *testing.T) {
 	}
 	const mib = 1 << 20
 	limits := &specs.LinuxResources{
-		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}, {Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(229)), Access: "rw"}},
-		Memory:  &specs.LinuxMemory{Limit: ptr(int64(64 * mib))},
-		CPU:     &specs.LinuxCPU{Shares: ptr(uint64(512)), Cpus: "0"},
-		Pids:    &specs.LinuxPids{Limit: ptr(int64(20))},
+		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}, {Allow: true, Type: "c", Major: new(int64(10)), Minor: new(int64(229)), Access: "rw"}},
+		Memory:  &specs.LinuxMemory{Limit: new(int64(64 * mib))},
+		CPU:     &specs.LinuxCPU{Shares: new(uint64(512)), Cpus: "0"},
+		Pids:    &specs.LinuxPids{Limit: new(int64(20))},
 	}
 	if err := c.Set(limits, Overhead{MemoryBytes: 192 * mib, Pids: 100}); err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestLife(t *testing.T) {
 	}
 
 	// An update leaves alone what it does not name.
-	if err := again.Set(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(30))}}, Overhead{Pids: 100}); err != nil {
+	if err := again.Set(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(30))}}, Overhead{Pids: 100}); err != nil {
 		t.Fatal(err)
 	}
 	if got := file(t, c, "pids", "pids.max", "pids.max"); got != "130" {
@@ -340,9 +340,9 @@ func TestDeviceRulesKeepTheirOrder(t *testing.T) {
 	}
 	rules := []specs.LinuxDeviceCgroup{
 		{Allow: false, Access: "rwm"},
-		{Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(229)), Access: "rwm"},
-		{Allow: true, Type: "b", Major: ptr(int64(8)), Minor: ptr(int64(20)), Access: "rw"},
-		{Allow: true, Type: "b", Major: ptr(int64(7)), Access: "r"},
+		{Allow: true, Type: "c", Major: new(int64(10)), Minor: new(int64(229)), Access: "rwm"},
+		{Allow: true, Type: "b", Major: new(int64(8)), Minor: new(int64(20)), Access: "rw"},
+		{Allow: true, Type: "b", Major: new(int64(7)), Access: "r"},
 	}
 	if err := c.Set(&specs.LinuxResources{Devices: rules}, Overhead{}); err != nil {
 		t.Fatal(err)

@@ -10,8 +10,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 func TestConvert(t *testing.T) {
 	extra := Overhead{MemoryBytes: 1000, Pids: 50}
 	memory := func(limit, swap, reservation *int64) *specs.LinuxResources {
@@ -26,32 +24,32 @@ func TestConvert(t *testing.T) {
 	}{
 		"nothing":                 {nil, cgroups.Resources{}},
 		"nothing set":             {&specs.LinuxResources{Memory: &specs.LinuxMemory{}, CPU: &specs.LinuxCPU{}, Pids: &specs.LinuxPids{}, BlockIO: &specs.LinuxBlockIO{}, Network: &specs.LinuxNetwork{}}, cgroups.Resources{}},
-		"memory":                  {memory(ptr(int64(64)), nil, nil), cgroups.Resources{Memory: 1064}},
-		"memory and as much swap": {memory(ptr(int64(64)), ptr(int64(128)), ptr(int64(32))), cgroups.Resources{Memory: 1064, MemorySwap: 1128, MemoryReservation: 1032}},
-		"no swap at all":          {memory(ptr(int64(64)), ptr(int64(64)), nil), cgroups.Resources{Memory: 1064, MemorySwap: 1064}},
-		"unlimited swap":          {memory(ptr(int64(64)), ptr(int64(-1)), nil), cgroups.Resources{Memory: 1064, MemorySwap: -1}},
-		"unlimited memory":        {memory(ptr(int64(-1)), ptr(int64(-1)), nil), cgroups.Resources{Memory: -1, MemorySwap: -1}},
-		"zeros, as docker sends":  {memory(ptr(int64(0)), ptr(int64(0)), ptr(int64(0))), cgroups.Resources{}},
-		"the largest of numbers":  {memory(ptr(int64(math.MaxInt64-10)), nil, nil), cgroups.Resources{Memory: math.MaxInt64}},
-		"pids":                    {pids(ptr(int64(10))), cgroups.Resources{PidsLimit: ptr(int64(60))}},
-		"unlimited pids":          {pids(ptr(int64(-1))), cgroups.Resources{PidsLimit: ptr(int64(-1))}},
-		"no pids limit":           {pids(ptr(int64(0))), cgroups.Resources{}},
+		"memory":                  {memory(new(int64(64)), nil, nil), cgroups.Resources{Memory: 1064}},
+		"memory and as much swap": {memory(new(int64(64)), new(int64(128)), new(int64(32))), cgroups.Resources{Memory: 1064, MemorySwap: 1128, MemoryReservation: 1032}},
+		"no swap at all":          {memory(new(int64(64)), new(int64(64)), nil), cgroups.Resources{Memory: 1064, MemorySwap: 1064}},
+		"unlimited swap":          {memory(new(int64(64)), new(int64(-1)), nil), cgroups.Resources{Memory: 1064, MemorySwap: -1}},
+		"unlimited memory":        {memory(new(int64(-1)), new(int64(-1)), nil), cgroups.Resources{Memory: -1, MemorySwap: -1}},
+		"zeros, as docker sends":  {memory(new(int64(0)), new(int64(0)), new(int64(0))), cgroups.Resources{}},
+		"the largest of numbers":  {memory(new(int64(math.MaxInt64-10)), nil, nil), cgroups.Resources{Memory: math.MaxInt64}},
+		"pids":                    {pids(new(int64(10))), cgroups.Resources{PidsLimit: new(int64(60))}},
+		"unlimited pids":          {pids(new(int64(-1))), cgroups.Resources{PidsLimit: new(int64(-1))}},
+		"no pids limit":           {pids(new(int64(0))), cgroups.Resources{}},
 		//lint:ignore SA1019 old callers still send it
-		"kernel memory is ignored": {&specs.LinuxResources{Memory: &specs.LinuxMemory{Kernel: ptr(int64(5)), KernelTCP: ptr(int64(5))}}, cgroups.Resources{}},
+		"kernel memory is ignored": {&specs.LinuxResources{Memory: &specs.LinuxMemory{Kernel: new(int64(5)), KernelTCP: new(int64(5))}}, cgroups.Resources{}},
 		"rest of memory": {&specs.LinuxResources{Memory: &specs.LinuxMemory{
-			Swappiness: ptr(uint64(0)), DisableOOMKiller: ptr(true), CheckBeforeUpdate: ptr(true),
-		}}, cgroups.Resources{MemorySwappiness: ptr(uint64(0)), OomKillDisable: true, MemoryCheckBeforeUpdate: true}},
+			Swappiness: new(uint64(0)), DisableOOMKiller: new(true), CheckBeforeUpdate: new(true),
+		}}, cgroups.Resources{MemorySwappiness: new(uint64(0)), OomKillDisable: true, MemoryCheckBeforeUpdate: true}},
 		"cpu": {&specs.LinuxResources{CPU: &specs.LinuxCPU{
-			Shares: ptr(uint64(1024)), Quota: ptr(int64(150000)), Period: ptr(uint64(100000)), Burst: ptr(uint64(7)),
-			RealtimeRuntime: ptr(int64(1)), RealtimePeriod: ptr(uint64(2)), Cpus: "0-1", Mems: "0", Idle: ptr(int64(1)),
+			Shares: new(uint64(1024)), Quota: new(int64(150000)), Period: new(uint64(100000)), Burst: new(uint64(7)),
+			RealtimeRuntime: new(int64(1)), RealtimePeriod: new(uint64(2)), Cpus: "0-1", Mems: "0", Idle: new(int64(1)),
 		}}, cgroups.Resources{
-			CpuShares: 1024, CpuWeight: cgroups.ConvertCPUSharesToCgroupV2Value(1024), CpuQuota: 150000, CpuPeriod: 100000, CpuBurst: ptr(uint64(7)),
-			CpuRtRuntime: 1, CpuRtPeriod: 2, CpusetCpus: "0-1", CpusetMems: "0", CPUIdle: ptr(int64(1)),
+			CpuShares: 1024, CpuWeight: cgroups.ConvertCPUSharesToCgroupV2Value(1024), CpuQuota: 150000, CpuPeriod: 100000, CpuBurst: new(uint64(7)),
+			CpuRtRuntime: 1, CpuRtPeriod: 2, CpusetCpus: "0-1", CpusetMems: "0", CPUIdle: new(int64(1)),
 		}},
 		"block I/O": {&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{
-			Weight: ptr(uint16(500)), LeafWeight: ptr(uint16(300)),
+			Weight: new(uint16(500)), LeafWeight: new(uint16(300)),
 			WeightDevice: []specs.LinuxWeightDevice{func() (d specs.LinuxWeightDevice) {
-				d.Major, d.Minor, d.Weight = 8, 1, ptr(uint16(400))
+				d.Major, d.Minor, d.Weight = 8, 1, new(uint16(400))
 				return d
 			}()},
 			ThrottleReadBpsDevice:   []specs.LinuxThrottleDevice{throttle(8, 0, 1)},
@@ -68,11 +66,11 @@ func TestConvert(t *testing.T) {
 		}},
 		"hugetlb, rdma, network": {&specs.LinuxResources{
 			HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 9}},
-			Rdma:           map[string]specs.LinuxRdma{"mlx": {HcaHandles: ptr(uint32(3))}},
-			Network:        &specs.LinuxNetwork{ClassID: ptr(uint32(0x100001)), Priorities: []specs.LinuxInterfacePriority{{Name: "eth0", Priority: 5}}},
+			Rdma:           map[string]specs.LinuxRdma{"mlx": {HcaHandles: new(uint32(3))}},
+			Network:        &specs.LinuxNetwork{ClassID: new(uint32(0x100001)), Priorities: []specs.LinuxInterfacePriority{{Name: "eth0", Priority: 5}}},
 		}, cgroups.Resources{
 			HugetlbLimit:     []*cgroups.HugepageLimit{{Pagesize: "2MB", Limit: 9}},
-			Rdma:             map[string]cgroups.LinuxRdma{"mlx": {HcaHandles: ptr(uint32(3))}},
+			Rdma:             map[string]cgroups.LinuxRdma{"mlx": {HcaHandles: new(uint32(3))}},
 			NetClsClassid:    0x100001,
 			NetPrioIfpriomap: []*cgroups.IfPrioMap{{Interface: "eth0", Priority: 5}},
 		}},
@@ -101,7 +99,7 @@ func throttle(major, minor int64, rate uint64) (d specs.LinuxThrottleDevice) {
 }
 
 func TestConvertLeavesSpecAlone(t *testing.T) {
-	spec := &specs.LinuxResources{Unified: map[string]string{"memory.max": "64"}, Pids: &specs.LinuxPids{Limit: ptr(int64(9))}}
+	spec := &specs.LinuxResources{Unified: map[string]string{"memory.max": "64"}, Pids: &specs.LinuxPids{Limit: new(int64(9))}}
 	if _, err := convert(spec, Overhead{MemoryBytes: 1, Pids: 1}); err != nil {
 		t.Fatal(err)
 	}
@@ -113,9 +111,9 @@ func TestConvertLeavesSpecAlone(t *testing.T) {
 func TestConvertDevices(t *testing.T) {
 	got, err := convert(&specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
 		{Allow: false, Access: "rwm"},
-		{Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(229)), Access: "rw"},
-		{Allow: true, Type: "b", Major: ptr(int64(8)), Access: "r"},
-		{Allow: false, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(232)), Access: "rwm"},
+		{Allow: true, Type: "c", Major: new(int64(10)), Minor: new(int64(229)), Access: "rw"},
+		{Allow: true, Type: "b", Major: new(int64(8)), Access: "r"},
+		{Allow: false, Type: "c", Major: new(int64(10)), Minor: new(int64(232)), Access: "rwm"},
 	}}, Overhead{})
 	if err != nil {
 		t.Fatal(err)

@@ -49,7 +49,7 @@ func below(file, dir string) bool {
 	return file == dir || strings.HasPrefix(file, strings.TrimSuffix(dir, "/")+"/")
 }
 
-func (p *Plan) root(spec *specs.Spec, rootfs string) {
+func (p *Plan) root(rootfs string) {
 	p.Guest.Root.Path = GuestSharePath(RootfsName)
 	// The rootfs is shared writable even where root.readonly is set: mount
 	// points that are missing have to be made in it (as runc makes them). The

@@ -23,7 +23,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	if err := p.shape(spec, host, over); err != nil {
 		return nil, err
 	}
-	p.root(spec, rootfs)
+	p.root(rootfs)
 	p.process()
 	p.namespaces()
 	if err := p.userNamespace(host); err != nil {

@@ -62,7 +62,7 @@ func TestMountPoint(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root, dir, outside := open(t)
-			for _, line := range strings.Split(c.make, ";") {
+			for line := range strings.SplitSeq(c.make, ";") {
 				f := strings.Fields(line)
 				if len(f) < 2 {
 					continue

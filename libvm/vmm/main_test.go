@@ -173,7 +173,7 @@ func wantNothingLeft(t *testing.T, before []string) {
 			break
 		}
 	}
-	if _, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != unix.ECHILD {
+	if _, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); !errors.Is(err, unix.ECHILD) {
 		t.Errorf("a process is left: wait4 = %v", err)
 	}
 }
