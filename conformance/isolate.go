@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -112,7 +112,7 @@ func reap(pid int) int {
 		var status unix.WaitStatus
 		ended, err := unix.Wait4(-1, &status, 0, nil)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return exitIsolation
 		case ended == pid && status.Signaled():
@@ -140,39 +140,36 @@ func cgroupStage(program string) error {
 	return syscall.Exec(program, []string{program}, os.Environ())
 }
 
-// A hierarchy is a mounted cgroup hierarchy, v1 or v2.
+// A hierarchy is a mount of a cgroup hierarchy, v1 or v2. Several mounts may be of one.
 type hierarchy struct {
+	device  uint64 // which hierarchy it is
 	dir     string
 	fstype  string
 	options string // for mount(2)
 }
 
+// cgroupMounts are those that can be reached: one that another mount covers is nobody's to see.
 func cgroupMounts() ([]hierarchy, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	var found []hierarchy
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		mount, super, ok := strings.Cut(lines.Text(), " - ")
-		before, after := strings.Fields(mount), strings.Fields(super)
-		if !ok || len(before) < 5 || len(after) < 3 {
-			return nil, fmt.Errorf("mountinfo: cannot read %q", lines.Text())
+	for _, m := range mounts {
+		h := hierarchy{device: unix.Mkdev(uint32(m.Major), uint32(m.Minor)), dir: m.Mountpoint, fstype: m.FSType}
+		var st unix.Stat_t
+		if err := unix.Stat(h.dir, &st); err != nil || st.Dev != h.device {
+			continue
 		}
-		switch h := (hierarchy{dir: before[4], fstype: after[0]}); h.fstype {
-		case "cgroup2":
-			found = append(found, h)
-		case "cgroup":
-			h.options = strings.TrimPrefix(after[2], "rw,")
+		if h.fstype == "cgroup" {
+			h.options = strings.TrimPrefix(m.VFSOptions, "rw,")
 			if strings.HasPrefix(h.options, "name=") || strings.Contains(h.options, ",name=") {
 				h.options = "none," + h.options[strings.Index(h.options, "name="):]
 			}
-			found = append(found, h)
 		}
+		found = append(found, h)
 	}
-	return found, lines.Err()
+	return found, nil
 }
 
 // makeCgroups makes a cgroup in the root of every hierarchy and returns their directories, also those before an error.
@@ -181,7 +178,12 @@ func makeCgroups(tag string) (dirs []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	made := map[uint64]bool{}
 	for _, h := range hierarchies {
+		if made[h.device] {
+			continue // it is mounted a second time, in a chroot's /sys perhaps
+		}
+		made[h.device] = true
 		dir := filepath.Join(h.dir, tag)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return dirs, err

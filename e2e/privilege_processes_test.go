@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -199,11 +200,11 @@ func (e *env) sameFile(a, b string) bool {
 func (e *env) describeDirectories(pid int) string {
 	e.Helper()
 	proc := fmt.Sprintf("/proc/%d/", pid)
-	mountinfo, err := os.ReadFile(proc + "mountinfo")
+	seen, err := mountinfo.PidMountInfo(pid)
 	e.noErr(err)
 	mounts := map[string]bool{}
-	for line := range strings.Lines(string(mountinfo)) {
-		mounts[strings.Fields(line)[0]] = true
+	for _, m := range seen {
+		mounts[strconv.Itoa(m.ID)] = true
 	}
 	descriptors, err := os.ReadDir(proc + "fd")
 	e.noErr(err)
@@ -258,7 +259,7 @@ func (e *env) childrenOf(pid int) map[string]int {
 			continue // a thread that has ended
 		}
 		e.noErr(err)
-		for _, child := range strings.Fields(string(text)) {
+		for child := range strings.FieldsSeq(string(text)) {
 			comm, err := os.ReadFile("/proc/" + child + "/comm")
 			e.noErr(err)
 			n, err := strconv.Atoi(child)

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // A snapshot is what a container may leave on the machine, as one line each: processes, mounts, links, tc objects,
@@ -72,17 +74,15 @@ func (s snapshot) addProcesses() {
 }
 
 func (s snapshot) addMounts() {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		panic(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if ok, _ := filepath.Match("/run/dockerd-*/netns/default", fields[4]); ok {
+	for _, m := range mounts {
+		if ok, _ := filepath.Match("/run/dockerd-*/netns/default", m.Mountpoint); ok {
 			continue // the host's, which dockerd keeps for the next container with --network host
 		}
-		_, source, _ := strings.Cut(line, " - ")
-		s["mount "+fields[4]+" of "+strings.TrimSpace(source)] = true
+		s[fmt.Sprintf("mount %s of %s %s %s", m.Mountpoint, m.FSType, m.Source, m.VFSOptions)] = true
 	}
 }
 

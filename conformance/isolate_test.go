@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMain has the test binary be the stages too.
+func TestMain(m *testing.M) {
+	if os.Args[0] == stageName {
+		if err := stage(os.Args[1], os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(exitIsolation)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// inMountNamespace runs f in a mount namespace of its own.
+func inMountNamespace(t *testing.T, f func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for mounts and cgroups")
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			t.Error(err)
+			return
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			t.Error(err)
+			return
+		}
+		f()
+	}()
+	<-done
+}
+
+// A hierarchy that is mounted twice, in a chroot's /sys say, is isolated as one that is mounted once: where a program can
+// see it as well as where it cannot.
+func TestIsolatedWithHierarchiesMountedTwice(t *testing.T) {
+	visible, err := os.MkdirTemp("/var/tmp", "boxlite-conformance-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(visible)
+	covered := t.TempDir() // the program has a /tmp of its own
+	const program = "program"
+	if err := os.WriteFile(filepath.Join(visible, program), []byte("#!/bin/sh\ncut -d : -f 3 /proc/self/cgroup | sort -u; ls -d "+visible+"/*/boxlite-conformance-* 2>/dev/null; true\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	inMountNamespace(t, func() {
+		before, err := cgroupMounts()
+		if err != nil || len(before) == 0 {
+			t.Errorf("cgroupMounts = %v, %v", before, err)
+			return
+		}
+		for i, h := range before {
+			for _, dir := range []string{filepath.Join(visible, fmt.Sprint(i)), filepath.Join(covered, fmt.Sprint(i))} {
+				if err := os.Mkdir(dir, 0o755); err != nil {
+					t.Error(err)
+					return
+				}
+				if err := unix.Mount(h.dir, dir, "", unix.MS_BIND, ""); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+		out, errs, err := isolated(&suite{dir: visible}, program, ociRuntime{path: "/bin/true"}, time.Minute)
+		if err != nil {
+			t.Errorf("isolated = %v: %s%s", err, out, errs)
+		}
+		if string(out) != "/\n" {
+			t.Errorf("the program sees %q, want the root of each hierarchy for its own cgroup, and no cgroup of its name below", out)
+		}
+	})
+}
