@@ -200,7 +200,10 @@ func (e *env) sameFile(a, b string) bool {
 func (e *env) describeDirectories(pid int) string {
 	e.Helper()
 	proc := fmt.Sprintf("/proc/%d/", pid)
-	seen, err := mountinfo.PidMountInfo(pid)
+	table, err := os.Open(proc + "mountinfo")
+	e.noErr(err)
+	defer table.Close()
+	seen, err := mountinfo.GetMountsFromReader(table, nil)
 	e.noErr(err)
 	mounts := map[string]bool{}
 	for _, m := range seen {
