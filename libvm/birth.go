@@ -235,7 +235,7 @@ func (b *birth) enterCgroup() error {
 	if err := cg.Apply(b.monitor.Process.Pid); err != nil {
 		return cgroupError(err)
 	}
-	if err := cg.Set(plan.Resources(b.spec), overhead(b.plan.Shape)); err != nil {
+	if err := cg.Set(plan.Resources(b.spec), overhead()); err != nil {
 		return cgroupError(err)
 	}
 	b.cfg.MemoryCgroup = cg.MemoryDir()
@@ -263,7 +263,7 @@ const (
 
 // overhead is what the VM adds to the container's limits on the host. The guest
 // holds the container to the exact ones.
-func overhead(s plan.Shape) hostcgroup.Overhead {
+func overhead() hostcgroup.Overhead {
 	return hostcgroup.Overhead{MemoryBytes: int64(plan.GuestRoomMiB+overheadMiB) << 20, Pids: overheadPids}
 }
 

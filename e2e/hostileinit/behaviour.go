@@ -95,11 +95,11 @@ func (g *guest) strike(st *stream, req guestproto.Request) bool {
 		g.write(header(typeData, flagACK, g.process(guestproto.Init).stdout.id, 0xffffffff))
 		go g.garbage()
 	case "over": // one byte more than a reply may have
-		body, _ := g.honest(st, req)
+		body, _ := g.honest(req)
 		st.send(frame(padded(body, guestproto.MaxReply+1)))
 		st.close()
 	case "bound": // as much as a reply may have
-		body, _ := g.honest(st, req)
+		body, _ := g.honest(req)
 		st.send(frame(padded(body, guestproto.MaxReply)))
 		st.close()
 	case "early": // answers on streams that the host has not opened yet
@@ -129,7 +129,7 @@ func (g *guest) strike(st *stream, req guestproto.Request) bool {
 	case "resets":
 		st.reset()
 	case "extra-data": // after a reply that is as it should be, as much as the host takes, and never an end
-		body, _ := g.honest(st, req)
+		body, _ := g.honest(req)
 		st.reply(body)
 		go st.pour(false)
 		if req.Op == guestproto.OpStdio {
@@ -205,7 +205,7 @@ func (st *stream) pour(beyond bool) {
 func padded(body any, size int) []byte {
 	if stats, ok := body.(guestproto.StatsReply); ok {
 		stats.Memory.Detail = map[string]uint64{}
-		for n := uint64(0); n < 10000; n++ {
+		for n := range uint64(10000) {
 			stats.Memory.Detail["n"+strings.Repeat("x", int(n%7))+time.Duration(n).String()] = n
 		}
 		body = stats

@@ -57,7 +57,7 @@ func (g *guest) answer(st *stream, req guestproto.Request) {
 	if g.hasty() || g.strikes(req.Op) && g.strike(st, req) {
 		return
 	}
-	body, open := g.honest(st, req)
+	body, open := g.honest(req)
 	st.reply(body)
 	if !open {
 		st.close()
@@ -77,7 +77,7 @@ func (g *guest) answer(st *stream, req guestproto.Request) {
 func (g *guest) hasty() bool { return g.started.Load() && g.behaviour.name == "hasty" }
 
 // honest is the reply of a guest that means well. Open says that the stream goes on.
-func (g *guest) honest(st *stream, req guestproto.Request) (body any, open bool) {
+func (g *guest) honest(req guestproto.Request) (body any, open bool) {
 	switch req.Op {
 	case guestproto.OpHello:
 		var uts unix.Utsname

@@ -3,6 +3,7 @@ package vmm
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
