@@ -18,7 +18,7 @@ const (
 
 // The documents keep to the rules for words.
 func TestWordsOfTheDocuments(t *testing.T) {
-	for _, path := range []string{"README.md"} {
+	for _, path := range []string{"README.md", "docs/contract.md"} {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -127,15 +127,12 @@ func cellsOf(row string) (cells []string) {
 	return cells
 }
 
-// sentencesOf cuts where a full stop and a space are followed by anything but a small letter.
 func sentencesOf(paragraph string) (sentences []string) {
 	paragraph = codeSpan.ReplaceAllString(paragraph, "Code")
 	paragraph = linkTarget.ReplaceAllString(paragraph, "]")
 	from := 0
 	for _, at := range endOfSense.FindAllStringIndex(paragraph, -1) {
-		if next, _ := utf8.DecodeRuneInString(paragraph[at[1]:]); !unicode.IsLower(next) {
-			sentences, from = append(sentences, paragraph[from:at[1]]), at[1]
-		}
+		sentences, from = append(sentences, paragraph[from:at[1]]), at[1]
 	}
 	return append(sentences, paragraph[from:])
 }

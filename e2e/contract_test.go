@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The tests of this file are numbered as the rules of the contract that callers rely on (runtime-contract.md, section 0).
+// The tests of this file have the numbers of the rules in docs/contract.md, "Rules".
 
 func TestContract01PidFileIsDigits(t *testing.T) {
 	eachRuntime(t, func(e *env) {

@@ -6,7 +6,7 @@ import "fmt"
 type Code string
 
 // The codes. Those about the command keep runc's text in Message as it stands,
-// because callers match it; see runtime-contract section 1.4.
+// because callers match it; see docs/contract.md, "Errors".
 const (
 	CodeInternal   Code = "internal"
 	CodeCommand    Code = "command"    // args[0] cannot be executed, or not in cwd; Message is runc's wording

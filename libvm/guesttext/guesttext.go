@@ -18,7 +18,7 @@ const maxGuestText = 2 << 10
 
 // Callers of runc look for words in an error, and act on them. commandWords say that
 // the command is at fault (exit codes 126 and 127), stateWords that the container
-// has gone (runtime-contract section 1.4).
+// has gone (docs/contract.md, "Errors").
 var (
 	commandWords = regexp.MustCompile(`(?i)no such file|permission denied|operation not permitted|not a directory|is a directory|not found|cannot find the file|open executable`)
 	stateWords   = regexp.MustCompile(`(?i)not running|does not exist|no such process|already finished|invalid process|already exists`)

@@ -69,7 +69,7 @@ func TestImages(t *testing.T) {
 }
 
 // No error may hold words that callers take for a fault of the container's
-// command (runtime-contract section 0, rule 9).
+// command (docs/contract.md, "Rules", 9).
 func TestErrorsAreNotOfCommands(t *testing.T) {
 	_, qemuErr := FindQEMU(Options{QEMU: "/nonexistent"})
 	_, virtiofsdErr := FindVirtiofsd(Options{Virtiofsd: "/nonexistent"})
