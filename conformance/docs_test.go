@@ -89,7 +89,7 @@ func TestNamedTestsExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := regexp.MustCompile(`\bTest[A-Z]\w*\*?`)
-	for _, path := range append(documents, "../README.md") {
+	for _, path := range append(documents, "../README.md", "../SECURITY.md") {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
