@@ -18,7 +18,7 @@ const (
 
 // The documents keep to the rules for words.
 func TestWordsOfTheDocuments(t *testing.T) {
-	for _, path := range []string{"README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/contract.md", "docs/architecture.md", "docs/conformance.md", "docs/runtime-spec.md", "docs/privileged.md", "docs/performance.md"} {
+	for _, path := range []string{"README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/contract.md", "docs/architecture.md", "docs/conformance.md", "docs/runtime-spec.md", "docs/privileged.md", "docs/performance.md", "kernels/README.md", "e2e/README.md", "images/README.md"} {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
