@@ -28,8 +28,8 @@ func main() {
 		fmt.Fprintln(os.Stderr, "guestinit: runs as PID 1 of a boxlite guest only")
 		os.Exit(2)
 	}
-	// With two the one looks for work of the other's and interrupts its processor: where many emulated VMs
-	// start on few processors, that makes all of them a fifth slower.
+	// One processor at a time for Go. With two, an idle processor looks for goroutines of the busy one and
+	// interrupts it. Where many emulated VMs start on few host processors, that makes all of them a fifth slower.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(400) // the heap is a few MiB; under TCG a collection costs milliseconds
 	filter, err := os.ReadFile(guestproto.DeviceFilterFile)

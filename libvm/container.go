@@ -67,9 +67,9 @@ func (c *Container) ociState(status Status) specs.State {
 	return st
 }
 
-// HostPids lists the host's processes that stand for the container's: the
-// monitor and one for each exec, but not QEMU and virtiofsd. Of a stopped
-// container there are none.
+// HostPids lists the processes of the host that stand for the container's
+// processes: the monitor, and one for each exec. QEMU and virtiofsd are not among
+// them. A stopped container has none.
 func (c *Container) HostPids() ([]int, error) {
 	if c.Status() == specs.StateStopped {
 		return nil, nil

@@ -17,16 +17,20 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/turn"
 )
 
-// CreateOptions are what a caller of create says beside the id.
+// CreateOptions are the arguments of Create other than the id. Bundle and Spec are
+// required, the others may be zero.
 type CreateOptions struct {
 	// Bundle is the absolute path of the directory with config.json.
 	Bundle string
-	// Spec is what config.json says, as plan.LoadSpec has read it.
+	// Spec is the content of the bundle's config.json, as plan.LoadSpec returns it.
+	// Create may change it.
 	Spec *specs.Spec
-	// PidFile, if not empty, receives the monitor's pid as its last act.
+	// PidFile, if not empty, is a file for the monitor's pid. It appears by rename
+	// when everything else is done. A Create that fails leaves none.
 	PidFile string
-	// ConsoleSocket is the socket that a terminal's master goes to; it must be
-	// set if and only if config.json asks for a terminal.
+	// ConsoleSocket is the path of a listening unix socket, which receives the
+	// master of the container's terminal. It must be set if config.json asks for a
+	// terminal, and must be empty otherwise.
 	ConsoleSocket string
 	// PlainNewlines has the terminal leave newlines as they are: another one shows
 	// them.
@@ -36,9 +40,10 @@ type CreateOptions struct {
 	Stdio Stdio
 }
 
-// Create makes a container up to the point before the exec of its process: its
-// VM runs, and everything that can be wrong with it has been found. The caller
-// calls Start or Delete next. A failed Create leaves nothing behind.
+// Create makes a container and returns before the exec of its process: the VM runs,
+// and everything that can be wrong with the container has been found. The caller
+// calls Start or Delete next. A Create that fails leaves nothing behind. The error
+// matches ErrExist or ErrInvalidID if the id is the reason.
 func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error) {
 	b := &birth{rt: r, spec: opts.Spec, opts: opts}
 	if err := b.decide(id); err != nil {

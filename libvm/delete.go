@@ -92,8 +92,8 @@ func (c *Container) destroyCgroup() error {
 	return nil
 }
 
-// DeleteRemains removes what a create that was killed left of id. It is for
-// delete --force, which must not fail where nothing can be loaded.
+// DeleteRemains removes what a killed create has left of the container id. It is
+// for delete --force where Load fails, and is no error if nothing is there.
 func (r *Runtime) DeleteRemains(id string) error {
 	dir, err := stateDir(r.Root, id)
 	if err != nil {

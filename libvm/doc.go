@@ -1,7 +1,11 @@
-// Package libvm keeps containers, each in a virtual machine of its own. It has the
-// two sides of the host: Container, which is what a command of boxlite works on, and
-// the monitor, which is the process that owns a container's VM. monitor*.go is the
-// monitor, control.go the protocol between the two, and the rest is the commands'.
+// Package libvm keeps containers, each in a virtual machine of its own. It has both
+// sides of the host:
+//
+//   - Container, which a command of boxlite works on;
+//   - the monitor, the process that owns a container's VM.
+//
+// The monitor's code is in monitor*.go, and control.go is the protocol between the
+// two. The other files are the commands' side.
 //
 // # Who calls whom
 //
@@ -29,11 +33,16 @@
 //	lock          held by each command that changes something, and by Create
 //	monitor.sock  where the monitor answers (control.go)
 //	console.log   what the guest's kernel and guestinit said, 256 KiB at most
+//	monitor.log   the monitor's log, where the caller named no other
 //	share/        an empty directory: virtiofsd's tree is mounted there for the monitor alone
 //	root/         likewise for QEMU's root
 //
-// Beside that there are the container's cgroup and what hostnet has put into a network
-// namespace that outlives the container, which go the same way; templates and standby
-// VMs below Runtime.TemplateDir, which outlive all containers (template.Store,
-// Factory.Standby); and Runtime.TurnFile, which stays.
+// Beside that there are:
+//
+//   - the container's cgroup, which goes with the directory;
+//   - what hostnet has put into a network namespace that outlives the container,
+//     which goes with the directory too;
+//   - templates and standby VMs below Runtime.TemplateDir, which outlive all
+//     containers (template.Store, Factory.Standby);
+//   - Runtime.TurnFile, which stays.
 package libvm

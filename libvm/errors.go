@@ -7,9 +7,8 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
-// Sentinels of a container's life. Callers of runc match these texts
-// (containerd: "does not exist", "not running"; podman: "not running"), so they
-// are part of the command line's contract and pinned by tests.
+// The errors of a container's life, to be tested with errors.Is. Callers of runc
+// match these texts (docs/contract.md, "Errors"), so tests pin them.
 var (
 	ErrExist      = errors.New("container with given ID already exists")
 	ErrNotExist   = errors.New("container does not exist")
@@ -22,10 +21,11 @@ var (
 	ErrNotStopped = errors.New("container is not stopped")
 )
 
-// ErrProtocol is what a request gets, also one that was under way, when the guest has
-// sent something else than an honest one does, or takes nothing. The VM is ended.
+// ErrProtocol is matched by the error of a request to a guest that broke the
+// protocol: the guest sent something that an honest guest does not send, or took
+// nothing in time. Requests under way get it too. The VM has been ended then.
 var ErrProtocol = controlport.ErrViolation
 
-// ErrVMLost is what a request gets when the VM or its monitor has gone while
-// the request was under way.
+// ErrVMLost is matched by the error of a request during which the VM or its monitor
+// ended.
 var ErrVMLost = vmm.ErrLost

@@ -21,24 +21,26 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/self"
 )
 
-// ExecOptions are what a caller of exec says.
+// ExecOptions are the arguments of Exec and ExecDetached. Only Process is required.
 type ExecOptions struct {
 	// Process is the OCI process object to run.
 	Process *specs.Process
-	// Cgroup is a path below the container's cgroup; empty is that itself.
+	// Cgroup is a path below the container's cgroup. Empty means the container's
+	// cgroup itself.
 	Cgroup string
-	// ConsoleSocket receives the master of a detached process's terminal.
+	// ConsoleSocket is the path of a listening unix socket, which receives the
+	// master of a detached process's terminal.
 	ConsoleSocket string
-	// PidFile, if not empty, receives the pid of the process that stands for
-	// the exec on the host.
+	// PidFile, if not empty, receives the pid of the host's process that stands for
+	// the exec.
 	PidFile string
 	// PidfdSocket, if not empty, is a listening socket that receives a pidfd of
 	// that process.
 	PidfdSocket string
 	// Stdio is what the process has for stdin, stdout and stderr.
 	Stdio Stdio
-	// IgnorePaused has a paused container execute the process when it is
-	// resumed. Without it that is an error matching ErrPaused.
+	// IgnorePaused makes an exec in a paused container wait for the resume. Without
+	// it such an exec fails, with an error that matches ErrPaused.
 	IgnorePaused bool
 }
 
@@ -104,8 +106,9 @@ func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 	return status, err
 }
 
-// ExecDetached is Exec with a process of its own standing for the guest's. It
-// returns when the guest has executed the process.
+// ExecDetached starts a further process in the container, and a process of the host
+// that stands for it and outlives the call. It returns when the guest has executed
+// the process.
 func (c *Container) ExecDetached(opts ExecOptions) error {
 	defer c.rt.Trace.Begin("exec: start the process that stands for it")()
 	c.logDecided(opts, "a process of its own")

@@ -16,8 +16,10 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 )
 
-// Foreground makes the calling process stand for a container: it has the
-// container's terminal, if there is one, and passes its signals on.
+// Foreground makes the calling process stand for a container that it runs in the
+// foreground. It copies the container's terminal, if there is one, to the caller's,
+// and passes signals on. The order of calls is NewForeground, Create, Attach,
+// Start, Wait, Close.
 type Foreground struct {
 	socket   string // console socket given by the caller
 	dir      string // directory of our own console socket

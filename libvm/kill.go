@@ -9,9 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Signal sends a signal to the container init, or with all to every process of
-// the container. The error matches ErrNotRunning for a stopped container, except
-// that all there is no error: callers use it to make sure.
+// Signal sends a signal to the container init, or to every process of the container
+// if all is set. For a stopped container the error matches ErrNotRunning. With all
+// a stopped container is no error, as callers use that to make sure that nothing is
+// left.
 func (c *Container) Signal(signal int, all bool) error {
 	err := c.signal(signal, all)
 	if all && errors.Is(err, ErrNotRunning) {

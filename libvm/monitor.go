@@ -116,19 +116,20 @@ type monitor struct {
 	oom       oomCount
 }
 
-// RunMonitor is the life of the monitor process, which create starts in the
-// container's namespaces, cgroup and session with the container's stdio:
+// RunMonitor does the work of the monitor, the process that create starts in the
+// container's namespaces and cgroup, in a session of its own and with the
+// container's stdio:
 //
 //	create                                       monitor
 //	 |-- monitorConfig ---------------------------->|  mounts the share, starts virtiofsd and QEMU
-//	 |<------------------------------- adopted -----|  where the VM was a standby one
+//	 |<------------------------------- adopted -----|  only if the VM was a standby VM
 //	 |-- hooks-done ------------------------------->|  meanwhile the guest boots
 //	 |<----------------------- ready or failed -----|  the guest holds the container
 //	 |-- committed -------------------------------->|  from here on it lives by itself
 //
-// The connection closing before committed is the end of the container: nobody
-// would know of it. RunMonitor returns the status that the process shall exit
-// with, which is the container init's.
+// If the connection closes before committed, the monitor ends the container, as
+// nobody would know of it. RunMonitor returns the status that the process shall
+// exit with, which is the container init's.
 func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 	m := &monitor{log: log, ended: make(chan struct{}), killed: make(chan struct{})}
 	signals := catchSignals()

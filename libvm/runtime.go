@@ -20,36 +20,39 @@ import (
 
 // Runtime is where a caller's containers are kept and how their VMs are made.
 type Runtime struct {
-	// Root is the state root: a directory per container. It may be shared with
-	// another runtime's; what is not ours is left alone.
+	// Root is the state root, with a directory for each container. Another runtime
+	// may use it too: entries that are not ours are left alone.
 	Root string
-	// SystemdCgroup has cgroups made by systemd. It counts at create and is
-	// kept in the container's state.
+	// SystemdCgroup makes systemd create the cgroups. Only Create looks at it; the
+	// container's state keeps it.
 	SystemdCgroup bool
-	// NoCgroup leaves the container in its caller's cgroup, without limits on
-	// the host. It counts at create.
+	// NoCgroup leaves the container in its caller's cgroup, without limits on the
+	// host. Only Create looks at it.
 	NoCgroup bool
 	// Parts says where to look for QEMU, virtiofsd, kernels and the initramfs.
 	// The zero value looks beside the program and on the system.
 	Parts parts.Options
 	// Accel is auto, kvm or tcg; empty is auto.
 	Accel string
-	// TemplateDir keeps saved VMs to start from. If it is empty every VM boots.
+	// TemplateDir is the directory of templates and of standby VMs. If it is empty,
+	// every VM boots.
 	TemplateDir string
-	// TurnFile is where the starts of emulated VMs take turns, the same for all
-	// runtimes of a user. It is made when it is missing, and never removed.
+	// TurnFile is the file whose locks are the turns of emulated starts (package
+	// turn). All runtimes of a user share it. It is made when it is missing, and
+	// never removed.
 	TurnFile string
-	// Overrides are the VM's shape as flags ask for it.
+	// Overrides are what flags say of the VM's shape.
 	Overrides plan.Overrides
 	// Debug makes the guest log its steps to the console log.
 	Debug bool
 	// SelfArgs are the global flags with which the program is started again to
 	// call RunMonitor ("monitor ID") and RunExec ("exec-process ID").
 	SelfArgs []string
-	// Trace records the steps of Create, Start and Exec; nil for nobody wants to
-	// know.
+	// Trace records the steps of Create, Start and Exec. If it is nil, nothing is
+	// recorded.
 	Trace *trace.Recorder
-	// Log takes decisions at level debug and what was survived at level warn.
+	// Log gets decisions at level debug, and at level warn what went wrong without
+	// ending the call.
 	Log *slog.Logger
 }
 

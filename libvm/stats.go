@@ -24,7 +24,7 @@ type Stats struct {
 	NetworkInterfaces []struct{}          `json:"network_interfaces"`
 }
 
-// CPUStats are a container's.
+// CPUStats is a container's use of processors, in nanoseconds.
 type CPUStats struct {
 	Usage struct {
 		Total  uint64 `json:"total"`
@@ -38,8 +38,8 @@ type CPUStats struct {
 	} `json:"throttling"`
 }
 
-// MemoryStats are a container's. Swap counts memory and swap together, as
-// cgroup v1 does and runc with v2.
+// MemoryStats is a container's use of memory, in bytes. Swap counts memory and swap
+// together, as cgroup v1 does, and as runc does with v2.
 type MemoryStats struct {
 	Cache     uint64            `json:"cache,omitempty"`
 	Usage     MemoryEntry       `json:"usage"`
@@ -49,7 +49,8 @@ type MemoryStats struct {
 	Raw       map[string]uint64 `json:"raw,omitempty"`
 }
 
-// MemoryEntry is one kind of memory.
+// MemoryEntry is the usage of one kind of memory, in bytes. Max is the highest
+// usage so far, Failcnt how often the usage met the limit.
 type MemoryEntry struct {
 	Limit   uint64 `json:"limit"`
 	Usage   uint64 `json:"usage,omitempty"`
@@ -57,14 +58,15 @@ type MemoryEntry struct {
 	Failcnt uint64 `json:"failcnt"`
 }
 
-// PidsStats are a container's; no Limit is none.
+// PidsStats is the number of a container's processes and threads. A zero Limit
+// means that there is none.
 type PidsStats struct {
 	Current uint64 `json:"current,omitempty"`
 	Limit   uint64 `json:"limit,omitempty"`
 }
 
-// Stats reads a container's usage. That of a paused one is as it was when it
-// was paused. The error matches ErrNotRunning for a stopped one.
+// Stats reads a container's usage. For a paused container it returns the usage at
+// the pause. For a stopped one the error matches ErrNotRunning.
 func (c *Container) Stats() (*Stats, error) {
 	if c.Status() == specs.StateStopped {
 		return nil, ErrNotRunning

@@ -30,9 +30,9 @@ const (
 // LoopDevices is how many loop devices the guest has nodes of.
 const LoopDevices = 8
 
-// Rehearsal is the byte that a host sends in place of a session, whose first byte
-// is another, and after it one frame, a RehearsalRequest. The guest answers with
-// one Reply. Then the next session may begin, or another rehearsal.
+// Rehearsal is the byte that a host sends in place of a session; a session's first
+// byte is another. A frame follows, a RehearsalRequest, and the guest answers with
+// one Reply. Then a session may begin, or another rehearsal.
 const Rehearsal = 'R'
 
 // Init is the process id of the container init; exec processes have the ids
@@ -76,10 +76,10 @@ type Reply struct {
 	Body  json.RawMessage `json:"body,omitempty"`
 }
 
-// RehearsalRequest has a guest without a container go through the life of one: what
-// an emulator has to translate for that it has translated when the container
-// comes. The share and the NICs must be in the VM. When the guest replies it needs
-// neither any more, and nothing of the container is left.
+// RehearsalRequest asks a guest without a container to go through the life of one.
+// What an emulator has to translate for that is then translated when the container
+// comes. The share and the NICs must be in the VM. When the guest replies it no
+// longer needs them, and nothing of the example is left.
 type RehearsalRequest struct {
 	Hello   HelloRequest  `json:"hello"`
 	Network *Network      `json:"network,omitempty"` // nil for none
@@ -97,26 +97,26 @@ type HelloRequest struct {
 	Debug bool `json:"debug,omitempty"`
 }
 
-// ClockRequest moves the guest's wall clock forward, if it is behind: it stands
-// still while the VM is paused, and hello may have taken its time.
+// ClockRequest moves the guest's wall clock forward to UnixNano, if it is behind.
+// The clock stands still while the VM is paused, and hello may have taken its time.
 type ClockRequest struct {
 	UnixNano int64 `json:"unixNano"`
 }
 
-// ForgetRequest has the guest's kernel let go of the files that it only keeps in
-// case they are needed again, if it knows more than Above.
+// ForgetRequest asks the guest's kernel to let go of files that it only keeps in
+// case they are needed again, if it knows more than Above files.
 type ForgetRequest struct {
 	Above int `json:"above"`
 }
 
-// ForgetReply says how many files the guest's kernel knew, and knows now. It counts
-// those of all file systems.
+// ForgetReply says how many files the guest's kernel knew before, and knows now.
+// Files of all file systems count.
 type ForgetReply struct {
 	Before int `json:"before"`
 	After  int `json:"after"`
 }
 
-// HelloReply says who answered.
+// HelloReply says which guest answered.
 type HelloReply struct {
 	Version       int    `json:"version"`
 	KernelRelease string `json:"kernelRelease"`
@@ -153,7 +153,8 @@ type SeccompFilter struct {
 	Flags uint `json:"flags,omitempty"`
 }
 
-// CreateReply says how long what took.
+// CreateReply says how long each step took. It is empty without
+// CreateRequest.Trace.
 type CreateReply struct {
 	// Steps count from when the guest has read the request.
 	Steps []trace.Span `json:"steps"`
@@ -219,14 +220,14 @@ type WaitRequest struct {
 	Process string `json:"process"`
 }
 
-// ExitStatus is how a process ended: Signal is 0 or the signal that killed it,
-// and then Code does not count.
+// ExitStatus is how a process ended. Signal is the signal that killed it, or zero.
+// Code is its exit code, and counts only if Signal is zero.
 type ExitStatus struct {
 	Code   int `json:"code"`
 	Signal int `json:"signal,omitempty"`
 }
 
-// Shell is the status in the form a shell gives it: the code, or 128 and the
+// Shell returns the status in the form of a shell's: the code, or 128 plus the
 // signal's number.
 func (s ExitStatus) Shell() int {
 	if s.Signal != 0 {
@@ -263,7 +264,7 @@ type ResizeRequest struct {
 	Height  uint16 `json:"height"`
 }
 
-// NoLimit is what a limit is where there is none.
+// NoLimit is the value of a limit that does not exist.
 const NoLimit = math.MaxUint64
 
 // StatsReply is what the container has used, as its cgroup in the guest counts it.
@@ -283,7 +284,7 @@ type CPUStats struct {
 	ThrottledMicros  uint64 `json:"throttledMicros,omitempty"`
 }
 
-// MemoryStats are in bytes.
+// MemoryStats is the container's use of memory, in bytes.
 type MemoryStats struct {
 	Usage uint64 `json:"usage"`
 	Peak  uint64 `json:"peak"`
@@ -297,19 +298,19 @@ type MemoryStats struct {
 	Detail map[string]uint64 `json:"detail,omitempty"`
 }
 
-// PidsStats counts processes and threads.
+// PidsStats is the number of processes and threads, and the limit.
 type PidsStats struct {
 	Current uint64 `json:"current"`
 	Limit   uint64 `json:"limit"`
 }
 
-// OOMRequest is answered once the guest's kernel has killed more than Seen
+// OOMRequest is answered when the guest's kernel has killed more than Seen
 // processes of the container for lack of memory.
 type OOMRequest struct {
 	Seen uint64 `json:"seen"`
 }
 
-// OOMReply counts the kills so far.
+// OOMReply is the number of kills so far.
 type OOMReply struct {
 	Kills uint64 `json:"kills"`
 }
@@ -325,11 +326,12 @@ type Network struct {
 	DNSRelay bool `json:"dnsRelay,omitempty"`
 }
 
-// DNSAddress is where Docker's embedded resolver listens inside a container's
-// network namespace, at port 53. The guest's own loopback takes its place: with
-// DNSRelay guestinit serves UDP and TCP there and sends every query over the
-// OpDNS stream, framed as DNS over TCP (RFC 1035, section 4.2.2) with message
-// ids of its own choosing, and matches the responses by those ids.
+// DNSAddress is the address of Docker's embedded resolver inside a container's
+// network namespace, at port 53. In the guest this address is the guest's own
+// loopback. With DNSRelay guestinit serves UDP and TCP there, and sends every query
+// over the OpDNS stream. Queries are framed as DNS over TCP (RFC 1035, section
+// 4.2.2). guestinit gives them message ids of its own, and matches the responses by
+// these ids.
 const DNSAddress = "127.0.0.11"
 
 // Interface is one NIC, found in the guest by its hardware address.

@@ -32,8 +32,8 @@ type Recorder struct {
 	spans []Span
 }
 
-// New makes a recorder whose spans count from zero. Where that is time.Unix(0, 0)
-// they can be put together with those of other processes on the machine.
+// New makes a recorder whose spans count from zero. If zero is time.Unix(0, 0), the
+// spans can be put together with those of other processes on the machine.
 func New(zero time.Time) *Recorder { return &Recorder{zero: zero} }
 
 // Begin starts a step; the function that it returns ends it.
@@ -90,10 +90,9 @@ type event struct {
 	Args     map[string]string `json:"args,omitempty"`
 }
 
-// AppendTo writes the spans to the end of a file, as those of the calling process
-// under the given name. The file is a JSON array of the Trace Event Format
-// without its end, which that format allows, so that many commands can write into
-// one file.
+// AppendTo writes the spans to the end of a file, under the name of the calling
+// process. The file is a JSON array of the Trace Event Format that is never ended.
+// The format allows that, so that many commands can write into one file.
 func (r *Recorder) AppendTo(path, process string) (err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {

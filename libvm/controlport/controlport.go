@@ -24,8 +24,9 @@ import (
 	"time"
 )
 
-// ErrViolation is matched by the error of everything that an honest guest does not
-// send.
+// ErrViolation is matched by the error that ends the connection when the guest
+// sends something that an honest guest does not send, or does not take what the
+// host sends.
 var ErrViolation = errors.New("the guest broke the control protocol")
 
 // Unlimited is for Allow: the stream's window is the only bound.
@@ -44,7 +45,7 @@ const (
 
 // Options of New.
 type Options struct {
-	// Stopped says that the VM stands still, and so takes nothing.
+	// Stopped says whether the VM stands still, and so takes nothing.
 	Stopped func() bool
 	// Violated is called once, with the first violation. The port is closed by then.
 	Violated func(error)
@@ -98,8 +99,8 @@ func (p *Port) Ended() bool {
 	return p.ended
 }
 
-// Allow lets the guest send that many bytes on a stream, beside those it has sent.
-// On a new stream it may send none.
+// Allow lets the guest send that many more bytes on a stream. On a new stream the
+// guest may send none before the first Allow.
 func (p *Port) Allow(id uint32, bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,8 +109,9 @@ func (p *Port) Allow(id uint32, bytes int64) {
 	}
 }
 
-// Finish says that the host has read a stream to the byte called read, and reads no
-// more. It is a violation if the guest has sent, or sends, another one.
+// Finish says that the host has read the first read bytes of a stream, and reads no
+// more. It is a violation if the guest has sent more than that, or sends more
+// later.
 func (p *Port) Finish(id uint32, read int64) error {
 	p.mu.Lock()
 	s := p.streams[id]
@@ -134,8 +136,8 @@ func (p *Port) Finish(id uint32, read int64) error {
 	return nil
 }
 
-// Violate ends the connection for a reason that its user has found, and returns the
-// error that says so.
+// Violate ends the connection for a violation that the caller has found, and
+// returns the error that says so.
 func (p *Port) Violate(reason error) error {
 	p.mu.Lock()
 	first := p.broken == nil
@@ -243,8 +245,8 @@ func (p *Port) note(f frame) error {
 	return nil
 }
 
-// Write sends what the session has. It waits for a VM that stands still, and for
-// no other beyond sendPatience.
+// Write sends what the session has. It waits for as long as the VM stands still,
+// and otherwise for sendPatience at most.
 func (p *Port) Write(b []byte) (written int, err error) {
 	_ = p.writing.scan(b, p.note) // which never fails
 	for stuck := time.Duration(0); written < len(b); {

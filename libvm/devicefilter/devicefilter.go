@@ -1,5 +1,5 @@
-// Package devicefilter turns the device rules of config.json into the program by
-// which the guest's kernel holds a container to them.
+// Package devicefilter turns the device rules of config.json into a program. The
+// guest's kernel asks the program about each access to a device.
 package devicefilter
 
 import (
@@ -25,11 +25,11 @@ const (
 	bpfAccessAll   = bpfAccessMknod | bpfAccessRead | bpfAccessWrite
 )
 
-// Compile makes of the device rules of config.json the eBPF program that holds
-// them in the guest (BPF_PROG_TYPE_CGROUP_DEVICE, in the kernel's form); rules
-// that forbid nothing make none. As in cgroup v1, the last rule that matches
-// decides, and no rule allows. As in runc, the standard devices are allowed
-// whatever the rules say.
+// Compile turns the device rules of config.json into the eBPF program that holds
+// them in the guest (BPF_PROG_TYPE_CGROUP_DEVICE, in the kernel's form). Rules that
+// forbid nothing give an empty program. As in cgroup v1 the last rule that matches
+// decides, and what no rule matches is allowed. As in runc the standard devices are
+// always allowed.
 func Compile(rules []specs.LinuxDeviceCgroup) ([]byte, error) {
 	rules = append(slices.Clone(rules), standardDevices...)
 	matches := make([]match, len(rules))

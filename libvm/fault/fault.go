@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Wrap reports a failure of one of boxlite's own parts. Docker and podman
-// take "no such file or directory", "permission denied" and the like anywhere
-// in an error for the container's command being at fault, and turn them into
-// exit codes 127 and 126 (docs/contract.md, "Errors"); so an errno is
-// given by its name here. A nil err is no failure, and stays nil.
+// Wrap makes the error for a failure of one of boxlite's own parts. Docker and
+// podman look for "no such file or directory", "permission denied" and the like
+// anywhere in an error. They take such an error for a fault of the container's
+// command, with exit code 127 or 126 (docs/contract.md, "Errors"). So Wrap gives an
+// errno by its name. A nil err stays nil.
 func Wrap(what string, err error) error {
 	if err == nil {
 		return nil
@@ -38,10 +38,12 @@ var misread = strings.NewReplacer(
 	"not found", "missing",
 )
 
-// Quiet is a text with those phrases replaced.
+// Quiet returns the text with the phrases replaced that callers would
+// misunderstand.
 func Quiet(text string) string { return misread.Replace(text) }
 
-// Tail keeps the last Limit bytes written to it.
+// Tail is a writer that keeps the last Limit bytes written to it. Several
+// goroutines may use it.
 type Tail struct {
 	mu    sync.Mutex
 	Limit int

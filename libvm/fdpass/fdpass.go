@@ -1,4 +1,5 @@
-// Package fdpass passes descriptors over unix sockets. Whoever receives counts them.
+// Package fdpass passes descriptors over unix sockets. The receiver checks how many
+// have come.
 package fdpass
 
 import (
@@ -31,9 +32,10 @@ func Socketpair() (conn *net.UnixConn, peer *os.File, err error) {
 	return c.(*net.UnixConn), peer, nil
 }
 
-// Listen makes a socket in a directory, for its owner alone. The path goes
-// through the open directory, because a socket's own path may be at most 107 bytes
-// long and docker's state roots leave no room for a name. Somebody else removes it.
+// Listen makes a socket called name in a directory, for its owner alone. It uses
+// the open directory, as a socket's own path may be 107 bytes long at most, and
+// docker's state roots leave no room for a name. The listener's Close does not
+// remove the socket; the caller does.
 func Listen(dir *os.File, name string) (*net.UnixListener, error) {
 	path := Path(dir, name)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -47,7 +49,8 @@ func Listen(dir *os.File, name string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Path is that of a file in an open directory, however long the path of that is.
+// Path returns a short path of a file in an open directory, however long the path
+// of that directory is. It is good for as long as dir is open.
 func Path(dir *os.File, name string) string {
 	return filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), name)
 }
@@ -65,9 +68,9 @@ func Send(conn *net.UnixConn, files ...*os.File) error {
 	return err
 }
 
-// Receive is the other side of Send. The caller closes the files, and gets
-// none with an error: so it is where there are fewer or more than the byte says, or
-// the kernel has left out some for want of room (MSG_CTRUNC, recvmsg(2)).
+// Receive receives what Send has sent. The caller closes the files. It is an error,
+// with no files, if more or fewer have come than Send says. That is also so if the
+// kernel left some out for want of room (MSG_CTRUNC, recvmsg(2)).
 func Receive(conn *net.UnixConn) ([]*os.File, error) {
 	said := make([]byte, 1)
 	n, files, err := receive(conn, said, mostFiles)
@@ -121,8 +124,8 @@ func SendNamed(path, name string, fd uintptr) error {
 	return errors.Join(err, conn.Close())
 }
 
-// ReceiveNamed is the other side of SendNamed, for the next who connects to l. The
-// caller closes the file.
+// ReceiveNamed waits for a connection to l and receives what SendNamed has sent.
+// The caller closes the file.
 func ReceiveNamed(l *net.UnixListener) (*os.File, error) {
 	conn, err := l.AcceptUnix()
 	if err != nil {
@@ -140,7 +143,8 @@ func ReceiveNamed(l *net.UnixListener) (*os.File, error) {
 	return files[0], nil
 }
 
-// CheckPeer refuses another user's process.
+// CheckPeer returns an error if the process at the other end belongs to another
+// user.
 func CheckPeer(conn *net.UnixConn) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -158,8 +162,8 @@ func CheckPeer(conn *net.UnixConn) error {
 	return nil
 }
 
-// CloseAll closes files of which nothing can be lost: those that are only read, and
-// those that somebody else has got.
+// CloseAll closes files and ignores errors. It is for files that were only read, or
+// that somebody else has a copy of, so that nothing can be lost.
 func CloseAll(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close() // read-only or already handed on: nothing is lost

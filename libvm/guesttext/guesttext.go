@@ -1,5 +1,6 @@
-// Package guesttext makes what a guest says fit to be shown by a command: escaped,
-// capped, and without words that callers act on. Every text of a guest passes it.
+// Package guesttext makes a guest's texts fit to be shown by a command: escaped,
+// cut off at a length, and without words that callers act on. Every text of a guest
+// passes through it.
 package guesttext
 
 import (
@@ -24,15 +25,15 @@ var (
 	stateWords   = regexp.MustCompile(`(?i)not running|does not exist|no such process|already finished|invalid process|already exists`)
 )
 
-// Harmless makes a text of the guest's fit to be shown: of bounded length, without
-// control characters, and without words that a caller would act on. Those it
-// hyphenates.
+// Harmless makes a text of a guest fit to be shown. The result has a bounded length
+// and no control characters. Words that a caller would act on are hyphenated.
 func Harmless(text string) string {
 	return hyphenate(commandWords, hyphenate(stateWords, printable(text, maxGuestText)))
 }
 
-// Error is a guest's error with a text that is fit to be shown, and with a code that
-// there is. The words about a command stay where the code says that it is about one.
+// Error makes an error of a guest fit to be shown: its text is harmless, and its
+// code is one that exists. Words about a command stay if the code says that the
+// error is about one.
 func Error(e *guestproto.Error) error {
 	text := printable(e.Message, maxGuestText)
 	switch e.Code {

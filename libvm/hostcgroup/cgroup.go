@@ -49,7 +49,7 @@ type Cgroup struct {
 	limited bool // Set has run, the device rules stand
 }
 
-// State is what survives in the state file, for Load.
+// State is what the container's state file keeps of a Cgroup, for Load.
 type State struct {
 	Config Config `json:"config"`
 	// Paths are the directories by controller; version 2 has one, under "".
@@ -71,7 +71,8 @@ func New(c Config) (*Cgroup, error) {
 	return &Cgroup{config: c, manager: m, foreign: map[string]bool{}}, nil
 }
 
-// Load returns the cgroup of an earlier New, which may be gone by now.
+// Load returns the cgroup that an earlier New has made an object for. The cgroup
+// itself may be gone by now.
 func Load(s State) (*Cgroup, error) {
 	config, err := s.Config.forManager()
 	if err != nil {
@@ -117,7 +118,7 @@ func (c Config) forManager() (*cgroups.Cgroup, error) {
 	return config, nil
 }
 
-// Apply makes the cgroup, the first time, and moves the process into it.
+// Apply makes the cgroup, if this is the first call, and moves the process into it.
 func (c *Cgroup) Apply(pid int) error {
 	if c.loaded {
 		err := ignoreRootless(c.manager.AddPid("", pid))
@@ -148,8 +149,9 @@ func ignoreRootless(err error) error {
 	return err
 }
 
-// Set writes the limits. What r leaves out stays as it is; nil leaves all. The
-// device rules are written the first time, and later if r has any.
+// Set writes the limits, with extra added to memory and pids. What r leaves out
+// stays as it is; a nil r changes nothing. Device rules are written by the first
+// call, and by later calls if r has any.
 func (c *Cgroup) Set(r *specs.LinuxResources, extra Overhead) error {
 	resources, err := convert(r, extra)
 	if err != nil {
@@ -233,15 +235,15 @@ func (c *Cgroup) Blkio() (Blkio, error) {
 // Freeze stops every process until Thaw.
 func (c *Cgroup) Freeze() error { return c.manager.Freeze(cgroups.Frozen) }
 
-// Thaw undoes Freeze. It is no error on a cgroup that is not frozen.
+// Thaw undoes Freeze. A cgroup that is not frozen is no error.
 func (c *Cgroup) Thaw() error { return c.manager.Freeze(cgroups.Thawed) }
 
 // destroyTimeout is how long processes that have been killed may take to leave.
 const destroyTimeout = 5 * time.Second
 
-// Destroy removes the cgroup, or what of it was not there with processes of
-// others before Apply. Processes in it have to be dead, or about to be. It can
-// be repeated.
+// Destroy removes the cgroup. It leaves directories that were there before Apply
+// with processes of others in them. All processes in the cgroup have to be dead, or
+// about to be. Destroy can be repeated.
 func (c *Cgroup) Destroy() error {
 	if c.config.Systemd {
 		return c.manager.Destroy() // the unit is ours, whatever it is made of
@@ -264,7 +266,7 @@ func (c *Cgroup) Destroy() error {
 // Paths are the cgroup's directories by controller; version 2 has one, under "".
 func (c *Cgroup) Paths() map[string]string { return maps.Clone(c.manager.GetPaths()) }
 
-// State is for Load.
+// State is what Load needs.
 func (c *Cgroup) State() State {
 	s := State{Config: c.config, Paths: c.Paths()}
 	if c.loaded && c.config.rootless() {

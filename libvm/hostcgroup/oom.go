@@ -17,15 +17,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An OOMBell shows on the host that a container's memory ran out, where the host
-// itself did not see it happen: whoever watches the cgroup (containerd's shim and
+// An OOMBell shows on the host that a container's memory ran out when the host
+// itself did not see it happen. Callers watch the cgroup: containerd's shim and
 // conmon by an eventfd on memory.oom_control, or by oom_kill in memory.events of
-// version 2) learns of it from the kernel only, and the kernel only tells of
-// what it did. So Ring has it done: a process made for the purpose runs into a
-// limit of the cgroup and is killed for it.
+// version 2. They learn of a kill from the kernel only, and the kernel only tells
+// of its own kills. So Ring makes the kernel kill: a process made for the purpose
+// runs into a limit of the cgroup.
 //
 // A cgroup below would not do. On version 1 the kernel tells the cgroup that ran
-// out and those below it (mem_cgroup_oom_notify), and on version 2 a cgroup with
+// out and those below it (mem_cgroup_oom_notify). On version 2 a cgroup with
 // processes has no children with a memory controller.
 type OOMBell struct {
 	usage    []*os.File // what is charged
@@ -48,9 +48,9 @@ func (c *Cgroup) MemoryDir() string {
 	return paths[""]
 }
 
-// OpenOOMBell opens what Ring needs of the host's file systems, for a caller
-// that is about to leave them. Dir is a MemoryDir. Where there is no memory
-// controller the error matches fs.ErrNotExist.
+// OpenOOMBell opens the files of the host that Ring needs, for a caller that is
+// about to leave the host's file systems. Dir is a MemoryDir. If the host has no
+// memory controller, the error matches fs.ErrNotExist.
 func OpenOOMBell(dir string) (_ *OOMBell, err error) {
 	b := &OOMBell{}
 	defer func() {
@@ -129,8 +129,8 @@ const (
 	ringPatience = 2 * time.Second
 )
 
-// Ring has the kernel kill a process of the cgroup for lack of memory. The
-// caller is in the cgroup, and nothing else that must live. The limits are as
+// Ring makes the kernel kill a process of the cgroup for lack of memory. The caller
+// is in the cgroup, where nothing else may be that must live. The limits are as
 // before when Ring returns.
 func (b *OOMBell) Ring() (err error) {
 	limit, err := b.limit()

@@ -12,8 +12,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Overhead is what the VM takes beside the container, and what is therefore
-// added to each limit that is set.
+// Overhead is what the VM takes beside the container. It is added to each limit
+// that is set.
 type Overhead struct {
 	MemoryBytes int64
 	Pids        int64

@@ -11,13 +11,13 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
-// Options of Attach.
+// Options are the arguments of Attach other than the link.
 type Options struct {
-	// Tun becomes the tap, see OpenTun. Attach takes it over, also if it fails; nil
-	// has one opened.
+	// Tun is a file of OpenTun that becomes the tap. Attach takes it over, also if
+	// Attach fails. If it is nil, Attach opens one.
 	Tun *os.File
 	// PortRange is a file of OpenPortRange, needed for HostResolver only. It stays
-	// the caller's; nil has one opened.
+	// the caller's. If it is nil, Attach opens one.
 	PortRange *os.File
 	// HostResolver keeps the namespace's own stack able to ask outside
 	// servers for the resolver that Docker runs in it, although the guest
@@ -26,9 +26,9 @@ type Options struct {
 	// Local lets programs in the namespace reach the guest at the link's IPv4
 	// addresses. The guest needs the tap's Route and Neighbour for it.
 	Local bool
-	// Owner names the container whose VM the link is for. One VM holds a link
-	// at a time: Attach fails while another owner's does, except that of
-	// Yielding, which is then cut off.
+	// Owner is the id of the container whose VM gets the link. One VM at a time has
+	// a link: Attach fails while another owner's VM has it. The exception is the
+	// owner Yielding, whose VM is cut off then.
 	Owner, Yielding string
 }
 
@@ -39,8 +39,8 @@ type Tap struct {
 	// File is for QEMU (-netdev tap,fd= or getfd). The tap disappears when
 	// the last duplicate of it is closed; this one is the caller's to close.
 	File *os.File
-	// Route and Neighbour are how the guest finds those who come from the
-	// namespace itself; nil without Options.Local.
+	// Route and Neighbour lead the guest to programs in the namespace itself. They
+	// are nil without Options.Local.
 	Route     *guestproto.Route
 	Neighbour *guestproto.Neighbour
 }
@@ -94,9 +94,9 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 	return tap, nil
 }
 
-// Detach gives the link back to the namespace's stack, unless another owner's
-// VM has it by now. The tap itself goes with its last descriptor. It can be
-// repeated, and it is no error when the link has gone.
+// Detach gives the link back to the namespace's stack, unless another owner's VM
+// has the link by now. The tap itself goes with its last descriptor. Detach can be
+// repeated. A link that has gone is no error.
 func Detach(ns *os.File, name, owner string) error {
 	err := with(ns, func(h *netlink.Handle) error {
 		link, err := h.LinkByName(name)

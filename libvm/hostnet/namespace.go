@@ -39,7 +39,7 @@ func New() (*os.File, error) {
 	return ns, nil
 }
 
-// Loopback brings lo up, which in a fresh namespace it is not.
+// Loopback brings lo up. In a fresh namespace lo is down.
 func Loopback(ns *os.File) error {
 	return with(ns, func(h *netlink.Handle) error {
 		lo, err := h.LinkByName("lo")

@@ -2,8 +2,8 @@ package hostnet
 
 import "fmt"
 
-// Probe says whether this user can do on this machine what Attach does: it
-// tries it in a network namespace of its own and leaves nothing.
+// Probe tries what Attach does, in a network namespace of its own, and leaves
+// nothing behind. The error says what this user or this machine lacks.
 func Probe() error {
 	ns, err := New()
 	if err != nil {

@@ -1,7 +1,9 @@
-// Package lockdown takes from the calling process what it does not use any more: for
-// the processes that stand for a container on the host, which live as long as it and
-// whose work is to carry bytes. Whoever takes one of them over by what a guest sends
-// finds no program to execute, no file to write, no namespace to enter, and only the
+// Package lockdown takes from the calling process what the process no longer uses.
+// It is for the processes that stand for a container on the host. They live as long
+// as the container, and their work is to carry bytes.
+//
+// A guest may take over such a process by what it sends. Then it finds no program
+// to execute, no file to write and no namespace to enter. It has only the
 // capabilities that were kept.
 package lockdown
 
@@ -19,10 +21,14 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/seccomp"
 )
 
-// Enter holds for all threads of the process and all that they will start, for good.
-// Of its capabilities the process keeps those listed, if it has them; from the file
-// systems it may read files below its root, and no more; of the system calls those
-// of allowed. Landlock is left out where the kernel has none (before Linux 5.13).
+// Enter locks the process down for good: all its threads and all that they will
+// start.
+//
+//   - It keeps the listed capabilities, if it has them, and no others.
+//   - It may read files below its root, and do nothing else with file systems. This
+//     part needs Landlock (Linux 5.13) and is left out without.
+//   - It may make the system calls in the list allowed, and no others.
+//
 // The program must have been built without cgo (syscall.AllThreadsSyscall).
 func Enter(capabilities ...int) error {
 	if err := landlock.V5.BestEffort().RestrictPaths(landlock.PathAccess(readFile, "/")); err != nil {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HostFacts is all that Rewrite may know of the host.
+// HostFacts is everything that Rewrite may know of the host.
 type HostFacts struct {
 	// UID and GID are what create runs as: not 0 for an ordinary user.
 	UID, GID uint32

@@ -19,7 +19,7 @@ var (
 	}
 )
 
-// MountOptions lists the mount options that are not left to file systems, sorted.
+// MountOptions returns the mount options that are not left to file systems, sorted.
 func MountOptions() []string {
 	options := slices.Concat(attributeOptions, otherOptions)
 	for _, o := range attributeOptions {

@@ -13,9 +13,10 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
-// MakesNodes says whether device nodes are made in the share: by the container, if
-// it has CAP_MKNOD, or for it, where no file system of the guest's own is in their
-// place.
+// MakesNodes says whether device nodes are made in the share. They are if the
+// container has CAP_MKNOD, and so can make some. They also are if /dev/null and the
+// other standard nodes, or a node of config.json, lie in the share and not in a
+// file system of the guest's own.
 func MakesNodes(guest *specs.Spec) bool {
 	if slices.Contains(allCapabilities(guest.Process), "CAP_MKNOD") {
 		return true

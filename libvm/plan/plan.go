@@ -1,9 +1,10 @@
-// Package plan is what boxlite makes of a bundle's config.json: the spec for the
-// guest, the shape of the VM and what the share holds. It is pure but for two
-// functions that read the host, LoadSpec and LookAtHost, and never acts.
+// Package plan decides what boxlite makes of a bundle's config.json: the spec for
+// the guest, the shape of the VM, and what the share holds. The package is pure,
+// except for two functions that read the host: LoadSpec and LookAtHost. It never
+// changes anything.
 //
-// What is refused is in validate.go, what may be known of the host in facts.go, and
-// the rewriting in rewrite.go and the files that it calls.
+// validate.go says what is refused, facts.go what may be known of the host.
+// rewrite.go, and the files that it calls, rewrite the spec.
 package plan
 
 import (
@@ -26,7 +27,7 @@ const (
 	AnnotationTemplate = "boxlite.template"
 )
 
-// Overrides are the shape that flags ask for. Zero values leave the choice to
+// Overrides are what flags say of the VM's shape. Zero values leave the choice to
 // annotations and config.json.
 type Overrides struct {
 	Kernel    string
@@ -48,8 +49,8 @@ type Shape struct {
 	Machine Machine `json:"machine,omitzero"`
 }
 
-// Machine holds a container's own choice of hypervisor and kernel, as config-vm.md
-// of the runtime spec has it. Its zero value leaves all to boxlite.
+// Machine is the choice of hypervisor and kernel in config.json's vm object
+// (config-vm.md of the runtime spec). An empty field leaves the choice to boxlite.
 type Machine struct {
 	QEMU             string   // path of a QEMU
 	QEMUParameters   []string // after boxlite's own
@@ -88,7 +89,7 @@ type Plan struct {
 	Nodes bool `json:",omitempty"`
 	// Binds fill the share, the container's rootfs first.
 	Binds []Bind
-	// Warnings are for the log: what was asked for and left out, and why.
+	// Warnings are for the log. They say what was asked for and left out, and why.
 	Warnings []string
 }
 

@@ -7,8 +7,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// AnnotationSeccomp set to "keep" has a container with every capability run
-// under the filter of its config.json whatever that is; see unfilter.
+// AnnotationSeccomp with the value "keep" means that the seccomp filter of
+// config.json holds, whatever the capabilities. Without it a container with every
+// capability may run without a filter; see unfilter.
 const AnnotationSeccomp = "boxlite.seccomp"
 
 // privilege gives the container its kernel: everything in it may be written.

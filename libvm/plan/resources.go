@@ -16,7 +16,8 @@ func MemoryLimit(r *specs.LinuxResources) int64 {
 	return value(r.Memory.Limit)
 }
 
-// NeededMiB is the size of a VM for r, and zero where r does not limit memory.
+// NeededMiB is the memory of a VM whose container has the limits r. It is zero if r
+// does not limit memory.
 func NeededMiB(r *specs.LinuxResources) int {
 	if limit := MemoryLimit(r); limits(limit) {
 		return vmMemoryMiB(limit)
@@ -24,9 +25,9 @@ func NeededMiB(r *specs.LinuxResources) int {
 	return 0
 }
 
-// MergeResources applies an update. It returns the limits that hold then, and
-// those of them that have to be set: each member that changes together with
-// those that it means nothing without.
+// MergeResources applies an update to limits. It returns all limits that hold after
+// it, and the change: the limits that have to be set. A member that only counts
+// together with others is in the change with them.
 func MergeResources(old, update *specs.LinuxResources) (after, change *specs.LinuxResources) {
 	after, change = new(specs.LinuxResources), new(specs.LinuxResources)
 	if old != nil {
@@ -128,10 +129,10 @@ func value[T any](p *T) (v T) {
 	return v
 }
 
-// GuestResources are the limits that the guest enforces: r without what means
-// something on the host only. Its processors are numbered from zero, as many as
-// the set of the host's has, and its one memory node is its own; the devices of
-// block I/O limits are the host's, where virtiofsd is held to them.
+// GuestResources returns the limits that the guest enforces: r without what has a
+// meaning on the host only. The guest numbers its processors from zero, as many as
+// the host's cpuset has, and has one memory node. Block I/O limits of devices stay
+// on the host, where virtiofsd is held to them.
 func GuestResources(r *specs.LinuxResources, vcpus int) *specs.LinuxResources {
 	if r == nil {
 		return nil

@@ -10,13 +10,13 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// AnnotationScratch gives a container a disk of its own, as PATH=SIZE: an ext4
-// file system of that size (with a suffix M, G or T) at that path, empty at each
-// create and gone with the container. See Scratch.
+// AnnotationScratch is PATH=SIZE: the container gets an ext4 file system of that
+// size (with a suffix M, G or T) at that path, on a disk of its own. The disk is
+// empty at each create and gone with the container. See Scratch.
 const AnnotationScratch = "boxlite.scratch"
 
-// Scratch is a disk that lives as long as the VM: for what an overlay's upper
-// layer needs and a share cannot give, or gives slower.
+// Scratch is a disk that lives as long as the VM. It can hold the upper layer of an
+// overlay, which a share cannot, or only slowly.
 type Scratch struct {
 	Path    string // of its mount, absolute
 	SizeMiB int64

@@ -68,7 +68,7 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 	return nil
 }
 
-// CheckMemory refuses a size of a VM that no VM can have.
+// CheckMemory returns an error for a memory size that no VM can have.
 func CheckMemory(mib int) error {
 	if mib < minMemoryMiB {
 		return fmt.Errorf("VM memory of %d MiB: at least %d are needed", mib, minMemoryMiB)

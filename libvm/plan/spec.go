@@ -57,7 +57,8 @@ func Hooks(spec *specs.Spec) *specs.Hooks {
 // containerd's is on that container too.
 var annotationsSandbox = []string{"io.kubernetes.cri-o.SandboxID", "io.kubernetes.cri.sandbox-id"}
 
-// Sandbox is empty for a container that is in no pod.
+// Sandbox is the id of the pod sandbox that the container belongs to. It is empty
+// for a container that is in no pod.
 func Sandbox(spec *specs.Spec) string {
 	for _, name := range annotationsSandbox {
 		if id := spec.Annotations[name]; id != "" {

@@ -12,8 +12,8 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
-// Mount is one of the container's mounts as the host side shows it, below
-// the monitor's root.
+// Mount is one of the container's mounts as the host's side shows it to processes
+// that enter the monitor's mount namespace.
 type Mount struct {
 	target string
 	file   bool

@@ -69,10 +69,10 @@ func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
 	return text, err
 }
 
-// MountPoint opens what something can be mounted on (O_PATH): a directory, or a
-// file of whatever type. What is missing is made, directories on the way
-// included, as runc does. Where a symbolic link leads to nothing, that is made.
-// The caller closes the file.
+// MountPoint opens a directory or a file (of whatever type) to mount something on
+// it (O_PATH). It makes what is missing, directories on the way included, as runc
+// does. If a symbolic link leads to nothing, it makes the link's target. The caller
+// closes the file.
 func (r *Root) MountPoint(name string, file bool) (*os.File, error) {
 	target, err := r.open(name, unix.O_PATH)
 	if errors.Is(err, unix.ENOENT) {

@@ -12,9 +12,9 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
-// Detach stops what the monitor mounts from reaching the host, while what
-// the host unmounts still leaves the monitor: a container must not keep another
-// one's rootfs busy.
+// Detach keeps the monitor's mounts from the host, while the host's unmounts still
+// reach the monitor. Otherwise a container would keep the rootfs of another one
+// busy.
 func Detach() error {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("mount / rslave: %w", err)

@@ -31,8 +31,8 @@ func (f *Filter) Encode() []byte {
 // maxProgram is the kernel's BPF_MAXINSNS.
 const maxProgram = 4096
 
-// ErrNotify is returned for filters that hand calls to a listener: there is
-// none in a VM.
+// ErrNotify is returned for a filter that hands calls to a listener, as a VM has
+// none.
 var ErrNotify = errors.New("SCMP_ACT_NOTIFY is not supported: the listener is a process of the host")
 
 // Compile makes a filter of a spec's seccomp object. It returns nil for one

@@ -1,5 +1,5 @@
-// Package self starts the program again, for a command of its own that users do not
-// see: the monitor, the process of a detached exec, the keeper of a standby VM.
+// Package self starts this program again, for one of its hidden commands: the
+// monitor, the process that stands for a detached exec, the keeper of a standby VM.
 package self
 
 import (
@@ -9,13 +9,15 @@ import (
 	"slices"
 )
 
-// ArgsVar is the environment variable in which the program, started by itself,
-// finds its arguments: a JSON array. Those it shows are the container's.
+// ArgsVar is an environment variable. A program that Command has started finds its
+// real arguments there, as a JSON array. The arguments in its command line are
+// those of the container's process.
 const ArgsVar = "BOXLITE_ARGS"
 
-// Command starts this program again, with its global flags, for a command of its own. The process
-// stands for one of the container's wherever the host's pids are looked at
-// (docker top, ps), and shows that one's command line; its name stays boxlite.
+// Command returns a command that starts this program again, with its global flags,
+// for a hidden command. The process stands for one of the container's processes
+// wherever the host's pids are looked at (docker top, ps). So it shows that
+// process's command line, which is shown. Its name stays boxlite.
 func Command(global, shown []string, command ...string) (*exec.Cmd, error) {
 	args, err := json.Marshal(slices.Concat(global, command))
 	if err != nil {

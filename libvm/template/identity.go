@@ -35,10 +35,10 @@ type Identity struct {
 	Accel     string `json:"accel"`
 }
 
-// File is one version of a file. The time of its last change (ctime) cannot be
-// set by a program, so that a file which is replaced or written is another one,
-// however little its name, size and date show of it; reading all of them for a
-// checksum would cost more time than a start from a template takes.
+// File is one version of a file. A program cannot set the time of a file's last
+// change (ctime). So a file that is replaced or written is another version, even if
+// its name, size and date are the same. Checksums of all files would cost more time
+// than a start from a template takes.
 type File struct {
 	Path    string `json:"path"`
 	Device  uint64 `json:"device"`

@@ -30,7 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Errors of Load and Begin that are no fault of the store's.
+// Errors of Load and Begin that do not mean that something is wrong with the store.
 var (
 	ErrNone = errors.New("no template yet")
 	ErrBusy = errors.New("a template is being made by another process")
@@ -316,8 +316,8 @@ func (s *Store) Delete(key string) error {
 // memory limits of their own each would otherwise make one each.
 const keep = 15
 
-// Collect removes what no VM will start from: outdated templates, those used
-// longest ago where there are too many, and what a maker that was killed left.
+// Collect removes outdated templates, those used longest ago if there are too many,
+// and what a killed maker has left.
 func (s *Store) Collect() error {
 	list, err := s.List()
 	if err != nil {

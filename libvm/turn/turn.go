@@ -1,9 +1,10 @@
-// Package turn has emulated VMs that start at the same moment take turns.
+// Package turn makes emulated VMs that start at the same moment take turns.
 //
-// As many of them start at a time as there are processors: twenty on two processors are all ready sooner
-// than if each got a tenth of one, and most of them much sooner. While its host
-// processor does something else, one processor of a VM keeps the other waiting,
-// and the emulator cannot tell that from work.
+// As many start at a time as there are processors. With twenty VMs on two
+// processors all are ready sooner than if each got a tenth of a processor, and most
+// of them much sooner. The reason is this: while the host's processor does
+// something else, one processor of a VM keeps the VM's other processor waiting. The
+// emulator cannot tell that wait from work.
 package turn
 
 import (
@@ -17,25 +18,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds.
+// Bounds of a turn.
 const (
 	// Patience is how long a start waits for its turn at most.
 	Patience = 20 * time.Second
-	// Limit is how long a turn lasts at most: a hook may do what it likes
-	// meanwhile, and even start another container.
+	// Limit is how long a turn lasts at most. A hook that runs in a turn may do
+	// what it likes, and even start another container.
 	Limit = 5 * time.Second
 )
 
-// Take waits until fewer than places others hold a turn at the file of that
-// path, which it makes if it is missing, or until patience is over. Release must
-// be called at the turn's end. The lock goes with the process that holds it, so
-// nobody waits for one that was killed.
+// Take waits for a turn: until fewer than places others hold one at the file called
+// path. It makes the file if it is missing. It is an error if patience is over
+// before that.
+//
+// The caller calls release at the turn's end. The lock goes with the process that
+// holds it, so nobody waits for a process that was killed.
 func Take(path string, places int, patience time.Duration) (release func(), err error) {
 	return lockTurns(context.Background(), path, patience, func(fd uintptr) error { return lockPlace(fd, places) })
 }
 
-// AwaitCalm waits until nobody has a turn, or until ctx or patience is over, which
-// is an error.
+// AwaitCalm waits until nobody has a turn. It is an error if ctx or patience is
+// over before that.
 func AwaitCalm(ctx context.Context, path string, patience time.Duration) error {
 	release, err := lockTurns(ctx, path, patience, func(fd uintptr) error {
 		const toEnd = 0

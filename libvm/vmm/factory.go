@@ -10,21 +10,23 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
-// Factory makes VMs: of what parts, with which accelerator, and where the VMs are
-// that it copies.
+// Factory makes VMs that do not belong to a container yet: templates, and VMs that
+// stand by.
 type Factory struct {
 	// Parts says where to look for QEMU, virtiofsd, kernels and the initramfs.
 	Parts parts.Options
 	// Accel is auto, kvm or tcg; empty is auto.
 	Accel string
-	// TemplateDir keeps saved VMs to start from. If it is empty every VM boots.
+	// TemplateDir is the directory of templates and of standby VMs. If it is empty,
+	// every VM boots.
 	TemplateDir string
 	// TurnFile is where the starts of emulated VMs take turns.
 	TurnFile string
 	// SelfArgs are the global flags with which the program is started again to
 	// call RunKeeper ("standby-keeper").
 	SelfArgs []string
-	// Log takes decisions at level debug and what was survived at level warn.
+	// Log gets decisions at level debug, and at level warn what went wrong without
+	// ending the call.
 	Log *slog.Logger
 }
 

@@ -24,8 +24,9 @@ func (v *VM) MaxFiles() (int, error) {
 	return int(min(limit.Cur, math.MaxInt32)), nil
 }
 
-// FileServer is what the kernel says of the process that does virtiofsd's work:
-// two files of it in a proc, which outlive the monitor's view of the host.
+// FileServer reads what the kernel says of the process that does virtiofsd's work.
+// It holds two files of /proc open, so that it works after the monitor has left the
+// host's file systems.
 type FileServer struct{ status, stat *os.File }
 
 func (p *FileServer) Close() {
@@ -36,9 +37,10 @@ func (p *FileServer) Close() {
 	}
 }
 
-// OpenFileServer must be called before the monitor leaves the host's file systems.
-// virtiofsd has taken its share by now, so the second process that does its work
-// is there. The caller closes what it returns.
+// OpenFileServer opens the FileServer of the VM's virtiofsd, which the caller
+// closes. It must be called before the monitor leaves the host's file systems.
+// virtiofsd has taken its share by then, so there is the second process, which does
+// virtiofsd's work.
 func (v *VM) OpenFileServer() (_ *FileServer, err error) {
 	proc, err := rootfs.NewProc() // of the pid namespace that the pids are of
 	if err != nil {
@@ -76,8 +78,9 @@ func (v *VM) OpenFileServer() (_ *FileServer, err error) {
 	return p, nil
 }
 
-// TableSize is how many descriptors the process's table has room for. It grows in
-// steps of a power of two and never shrinks: there never were more files open.
+// TableSize is the number of descriptors that the process's table has room for. The
+// table grows in steps of a power of two and never shrinks. So there were never
+// more files open than that.
 func (p *FileServer) TableSize() (int, error) {
 	text, err := readAnew(p.status)
 	if err != nil {
@@ -91,8 +94,9 @@ func (p *FileServer) TableSize() (int, error) {
 	return 0, errors.New("no FDSize in its status")
 }
 
-// Work differs from what it was whenever the process has done something for a
-// hundredth of a second: fields 14 and 15 of its stat, utime and stime (proc(5)).
+// Work returns the processor time that the process has used (fields 14 and 15 of
+// its stat, utime and stime; proc(5)). The text changes whenever the process has
+// worked for a hundredth of a second.
 func (p *FileServer) Work() (string, error) {
 	text, err := readAnew(p.stat)
 	if err != nil {

@@ -12,22 +12,24 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/qmp"
 )
 
-// The machine has one PCIe root port for each time that something is plugged in:
-// the share, the network at create, memory, and what the network has got until
-// start. Each costs the guest's boot 12 to 20 ms, so the interfaces of one time
-// share a port, as the functions of one device.
+// The ports for devices that are plugged into a running VM. There is one PCIe root
+// port for each time that something is plugged in: the share, the network at
+// create, memory, and the interfaces that have come until start. Each port costs
+// the guest's boot 12 to 20 ms. So interfaces that are plugged in together share a
+// port, as the functions of one device.
 const (
 	hotplugPorts = 4
 	sharePort    = 0
-	CreatePort   = 1
+	CreatePort   = 1 // for interfaces that are there at create
 	memoryPort   = 2
-	StartPort    = 3
-	// MaxInterfaces is how many functions a PCI device has.
+	StartPort    = 3 // for interfaces that have come since
+	// MaxInterfaces is how many interfaces a port takes, as a PCI device has eight
+	// functions.
 	MaxInterfaces = 8
 )
 
-// PlugShare gives the VM its share. A guest that has not come to look for devices
-// yet will find it as if it had been there from the beginning.
+// PlugShare gives the VM its share. A guest that has not looked for devices yet
+// finds it as if it had been there from the beginning.
 func (v *VM) PlugShare() error {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
@@ -40,8 +42,7 @@ func (v *VM) PlugShare() error {
 	return err
 }
 
-// NIC is a virtio-net device, the function of that number of the device in a root
-// port.
+// NIC is a virtio-net device: function Function of the device in root port Port.
 type NIC struct {
 	Name           string // of QEMU's netdev
 	Port, Function int
@@ -68,7 +69,8 @@ func (n NIC) device() map[string]any {
 }
 
 // PlugTap gives the VM a NIC whose frames go through a tap. The guest looks at a
-// port when its function 0 arrives: that one comes last. The caller closes tap.
+// port when its function 0 arrives, so function 0 is to be plugged in last. The
+// caller closes tap.
 func (v *VM) PlugTap(n NIC, tap *os.File) error {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
@@ -122,11 +124,13 @@ func hostMemoryMiB() int {
 
 func roundDown(n, to int) int { return n - n%to }
 
-// GrowMemory gives the VM byMiB more than it has started with, or a little more
-// than that, in a virtio-mem device that is plugged in the first time. Memory that
-// has been added stays; what the guest does not use goes back to the host page by
-// page. The device arrives inside of whileStopped, which runs its argument while
-// the VM's processors stand still: memory is in the VM's map as soon as it is
+// GrowMemory gives the VM byMiB more memory than it has started with, or a little
+// more than that. The memory is in a virtio-mem device, which the first call plugs
+// in. Added memory stays; what the guest does not use goes back to the host page by
+// page.
+//
+// GrowMemory plugs the device in inside of whileStopped, which runs its argument
+// while the VM's processors stand still. Memory is in the VM's map as soon as it is
 // plugged in, and QEMU before 8.1.1 loses what an emulated processor tells a device
 // at that moment (kernels/README.md, "Hotplug").
 func (v *VM) GrowMemory(byMiB int, whileStopped func(func() error) error) error {

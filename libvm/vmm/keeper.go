@@ -32,8 +32,9 @@ type keeper struct {
 	key  string // of the VM's template
 }
 
-// RunKeeper is the life of the keeper that Standby starts. It returns the status
-// that the process shall exit with.
+// RunKeeper does the work of a keeper, the process that Standby starts for each VM.
+// It returns when the VM has ended, with the status that the process shall exit
+// with.
 func RunKeeper(sync *net.UnixConn, log *slog.Logger) int {
 	k := &keeper{sync: sync, log: log}
 	err := k.prepare()
@@ -82,8 +83,8 @@ func (k *keeper) prepare() (err error) {
 	return err
 }
 
-// awaitMonitor offers the VM to the first monitor that wants one. It returns nil when
-// Standby wants the VM no more. The caller closes the connection.
+// awaitMonitor offers the VM to the first monitor that wants one. It returns nil
+// when Standby no longer wants the VM. The caller closes the connection.
 func (k *keeper) awaitMonitor() (*net.UnixConn, error) {
 	o, err := openOffer(k.dir, socketName(k.key, k.pid))
 	if err != nil {
@@ -117,8 +118,8 @@ func (k *keeper) attend(monitor *net.UnixConn) {
 	_ = guestproto.WriteFrame(monitor, vmEnd{Status: k.vm.qemu.status, Stderr: k.vm.qemu.tail.String()}) // it may have gone
 }
 
-// startStandby starts a VM from a template, has it rehearse and leaves it standing
-// still. The directory stage is its share meanwhile.
+// startStandby starts a VM from a template, has it rehearse and stops its
+// processors. The VM's share is the directory stage meanwhile.
 func (f *Factory) startStandby(shape plan.Shape, stage string, example *specs.Spec) (v *VM, key string, err error) {
 	starter, err := f.starter(shape)
 	if err != nil {
@@ -158,8 +159,8 @@ func (f *Factory) startStandby(shape plan.Shape, stage string, example *specs.Sp
 	return v, t.Key, nil
 }
 
-// handOver gives the VM to a monitor, and everything away that only the monitor
-// shall have.
+// handOver sends the VM's connections to a monitor. The keeper then closes its own
+// copies, as only the monitor shall have them.
 func (v *VM) handOver(monitor *net.UnixConn, h Handover) error {
 	var files []*os.File
 	defer func() { fdpass.CloseAll(files) }()
@@ -189,7 +190,7 @@ func hostPid() (int, error) {
 	return strconv.Atoi(link)
 }
 
-// offer is a socket at which a standby VM is to be had.
+// offer is a socket at which a monitor can get a standby VM.
 type offer struct {
 	dir      *os.File
 	name     string
@@ -211,7 +212,7 @@ func openOffer(dir, name string) (*offer, error) {
 	return o, nil
 }
 
-// accept takes the first connection of the same user's.
+// accept returns the first connection from a process of the same user.
 func (o *offer) accept() {
 	for {
 		conn, err := o.listener.AcceptUnix()

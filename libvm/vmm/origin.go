@@ -27,27 +27,27 @@ func BootTimeout(a accel.Accel) time.Duration {
 	return 120 * time.Second
 }
 
-// Starter starts the VM of a container or of a template to be.
+// Starter starts the VM of a container, or the VM that becomes a template.
 type Starter struct {
 	Parts  *parts.Parts
 	Config Config
 	Files  Files
-	// Standby allows for a VM that is ready already.
+	// Standby allows Start to take a standby VM.
 	Standby bool
 	Steps   *trace.Recorder // nil if nobody asked
 	Log     *slog.Logger
 }
 
-// Origin is where a VM has come from.
+// Origin says where a VM has come from.
 type Origin struct {
-	// Template is the key of the template it is a copy of; empty if it has
-	// booted.
+	// Template is the key of the template that the VM is a copy of. It is empty if
+	// the VM has booted.
 	Template string
-	// Reason says why it has booted.
+	// Reason says why the VM has booted. It is empty otherwise.
 	Reason string
 	// Warning is what was wrong with the templates, if anything was.
 	Warning string
-	// Taken is the standby VM that it was; nil if it was started for the
+	// Taken says which standby VM it was. It is nil if the VM was started for the
 	// container.
 	Taken *Handover
 }
@@ -72,14 +72,15 @@ func NewConfig(found *parts.Parts, acc accel.Accel, kernel string, shape plan.Sh
 	}
 }
 
-// Start gives a VM that holds nothing of a container yet: a copy of a template
-// in dir, else one that boots. What is wrong with templates is never an error.
+// Start returns a VM that holds nothing of a container yet. The VM is a standby VM
+// if that is allowed and there is one, else a copy of a template in dir, else one
+// that boots. What is wrong with templates is never an error.
 //
-// The VM that boots for want of a template is saved as one as soon as its guest
-// is ready, and goes on. A second VM in the background would cost another boot
-// on the same processors, beside the container that is just starting, and would
-// be a process that outlives create: callers such as conmon wait for all of
-// those.
+// A VM that boots for want of a template is saved as a template as soon as its
+// guest is ready, and goes on. The alternative, a second VM in the background,
+// would cost another boot on the same processors, beside the container that is just
+// starting. It would also be a process that outlives create, and callers such as
+// conmon wait for those.
 func (s *Starter) Start(dir string) (*VM, Origin, error) {
 	v, o, err := s.obtain(dir)
 	if err == nil {

@@ -170,7 +170,7 @@ const standstillTimeout = 20 * time.Second
 // Halt stops the VM's processors.
 func (v *VM) Halt() error { return v.execute("stop", standstillTimeout) }
 
-// Resume undoes halt.
+// Resume undoes Halt.
 func (v *VM) Resume() error { return v.execute("cont", standstillTimeout) }
 
 // proceed has a VM go on that stands still.
@@ -186,9 +186,9 @@ func (v *VM) execute(command string, timeout time.Duration) error {
 // processors.
 const commandTimeout = 90 * time.Second
 
-// CreateTemplate boots a VM and saves it, unless there is such a template
-// already. Of the shape, MemoryMiB and VCPUs may be zero for what a container
-// without limits gets.
+// CreateTemplate boots a VM of the given shape and saves it, unless there is such a
+// template already. A zero MemoryMiB or VCPUs means what a container without limits
+// gets. It returns the template's key.
 func (f *Factory) CreateTemplate(shape plan.Shape) (key string, err error) {
 	if f.TemplateDir == "" {
 		return "", errors.New("templates are switched off")

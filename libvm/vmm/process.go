@@ -17,9 +17,9 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/guesttext"
 )
 
-// DisableHugePages is for this process and its children (prctl(2)). An emulating
-// QEMU asks for huge pages for its translations and some of its tables, and fills
-// few of them: 3 MiB of a VM for nothing.
+// DisableHugePages turns huge pages off for this process and its children
+// (prctl(2)). An emulating QEMU asks for huge pages for its translations and some
+// of its tables, and fills few of them. That costs 3 MiB for each VM.
 func DisableHugePages(log *slog.Logger) {
 	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
 		log.Debug("huge pages stay on", "error", err)
@@ -95,11 +95,16 @@ func (p *process) onThread(f func() error) error {
 	}
 }
 
-// runAsBatch makes the calling thread, and what it executes, SCHED_BATCH if it
-// has the ordinary policy: it does not interrupt others of that when it wakes up
-// (sched(7)). QEMU's threads otherwise interrupt each other. The one that takes a
-// spin lock of the guest's wakes the other up, is interrupted by it, and is then
-// waited for with all the power that the emulator has.
+// runAsBatch gives the calling thread, and what it executes, the policy
+// SCHED_BATCH. A thread of this policy does not interrupt others when it wakes up
+// (sched(7)). A thread whose policy is not the ordinary one keeps its policy.
+//
+// QEMU needs this, as the threads of its processors otherwise interrupt each other:
+//
+//   - One thread holds a spin lock of the guest's, and wakes another thread up.
+//   - The other thread interrupts the first, and wants the same lock.
+//   - The emulator then spends all its power on that wait, while the holder of the
+//     lock does not run.
 func runAsBatch() error {
 	attr, err := unix.SchedGetAttr(0, 0)
 	if err != nil || attr.Policy != unix.SCHED_NORMAL {

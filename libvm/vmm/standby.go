@@ -45,7 +45,7 @@ import (
 // templates.
 const standbyDir = "standby"
 
-// Handover is what a monitor has to know of its VM beside the descriptors.
+// Handover is what a keeper tells the monitor about its VM, beside the descriptors.
 type Handover struct {
 	Keeper int `json:"keeper"` // pid, as the host sees it
 }
@@ -83,12 +83,16 @@ const (
 	keeperTaken  = "taken"  // a monitor has it
 )
 
-// Standby keeps n VMs of a shape ready until ctx is done, each of which has
-// rehearsed the life of an example of a container, of which rootfs and program do
-// not matter. A container whose VM looks the same takes one, and another is
-// started in its place, when no emulated start has a turn. Of the shape, MemoryMiB
-// and VCPUs may be zero as for CreateTemplate. Standby calls ready with the
-// template's key for each VM, and returns when those that nobody took have ended.
+// Standby keeps n VMs of a shape ready until ctx is done. A zero MemoryMiB or VCPUs
+// means what a container without limits gets. It needs the host's root.
+//
+// Each VM has rehearsed the life of a container. The spec of that container is
+// example; its rootfs and program do not matter. A container whose VM looks the
+// same takes one of the VMs. Standby starts another in its place, at a moment when
+// no emulated start has a turn.
+//
+// Standby calls ready with the template's key for each VM. It returns when the VMs
+// that nobody took have ended.
 func (f *Factory) Standby(ctx context.Context, shape plan.Shape, example *specs.Spec, n int, ready func(key string)) error {
 	if os.Geteuid() != 0 || userns.RunningInUserNS() {
 		return errors.New("standby VMs are for the host's root alone")

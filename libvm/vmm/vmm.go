@@ -1,10 +1,14 @@
 // Package vmm makes and ends virtual machines: QEMU, virtiofsd beside it, and the
-// sockets to both. It knows nothing of containers and of who owns a VM.
+// sockets to both. It knows nothing of containers, nor of who owns a VM.
 //
-// Where a VM comes from is its Origin (origin.go): one that stood by
-// (origin_standby.go), a copy of a template (origin_template.go), or a boot. QEMU's
-// command line is in qemu.go, what QEMU may see and do in cell.go and process.go,
-// what is plugged into a running VM in hotplug.go.
+// A VM has an Origin (origin.go), which is one of these:
+//
+//   - It stood by (origin_standby.go).
+//   - It is a copy of a template (origin_template.go).
+//   - It has booted.
+//
+// qemu.go makes QEMU's command line. cell.go and process.go decide what QEMU may
+// see and do. hotplug.go plugs devices into a running VM.
 package vmm
 
 import (
@@ -19,9 +23,11 @@ import (
 )
 
 var (
-	// ErrLost is the end of QEMU or virtiofsd under somebody who waits for the VM.
+	// ErrLost is matched by the error of a call during which QEMU or virtiofsd
+	// ended.
 	ErrLost = errors.New("the virtual machine has ended")
-	// ErrNoAnswer is a guest that does not say in time what it was asked for.
+	// ErrNoAnswer is matched by the error of a call whose answer the guest did not
+	// give in time.
 	ErrNoAnswer = errors.New("no answer")
 )
 
@@ -40,7 +46,7 @@ type VM struct {
 	grownMiB int // memory that GrowMemory has plugged in
 }
 
-// Files are the directories and files that a VM needs of its caller.
+// Files are the directories and files that the caller gives a VM.
 type Files struct {
 	Share   string // for virtiofsd; empty for a VM without a share
 	Nodes   bool   // device nodes may be made in the share
@@ -78,8 +84,8 @@ func (v *VM) Lost() <-chan struct{} {
 	return gone
 }
 
-// Kill ends both processes, at once, and returns when they are gone. It may be
-// called again and on a half-started VMM.
+// Kill ends QEMU and virtiofsd at once, and returns when both are gone. It may be
+// called again, and on a VM that was only started in part.
 func (v *VM) Kill() {
 	processes := slices.DeleteFunc([]*process{v.qemu, v.virtiofsd}, func(p *process) bool { return p == nil })
 	for _, p := range processes {
@@ -92,9 +98,9 @@ func (v *VM) Kill() {
 	v.spare.close()
 }
 
-// Close ends both processes and lets go of everything: the sockets, the memory and
-// the goroutine that copies the console. The VM must not be used afterwards. It may
-// be called again and on a half-started VMM.
+// Close ends QEMU and virtiofsd, and lets go of everything: the sockets, the
+// memory, and the goroutine that copies the console. The VM must not be used
+// afterwards. Close may be called again, and on a VM that was only started in part.
 func (v *VM) Close() {
 	v.Kill()
 	if v.Control != nil {
@@ -108,11 +114,12 @@ func (v *VM) Close() {
 	}
 }
 
-// StuckTasks asks the guest's kernel what keeps the guest, for an error.
+// StuckTasks asks the guest's kernel what its tasks wait for, as a text to append
+// to an error.
 func (v *VM) StuckTasks() string { return v.console.stuckTasks() }
 
-// LastWords tells how QEMU and virtiofsd have ended, to be appended to an error;
-// nothing of one that still runs.
+// LastWords says how QEMU and virtiofsd have ended, as a text to append to an
+// error. It says nothing of a process that still runs.
 func (v *VM) LastWords() string { return v.qemu.lastWords() + v.virtiofsd.lastWords() }
 
 // letGoOfMemory has the VM's memory end with QEMU and virtiofsd.
