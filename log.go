@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// logHandler writes records in the two forms that callers of runc parse: JSON
-// objects with the keys level, msg and time, or lines of key=value. Both are
-// logrus's, which runc uses; slog's own handlers differ in the level's case and
-// in what is quoted.
+// logHandler writes records in the two forms that callers of runc parse
+// (docs/contract.md, "Errors"): JSON objects with the keys level, msg and time, or
+// lines of key=value. Both are forms of logrus, which runc uses. slog's own
+// handlers differ in the level's case and in what is quoted.
 type logHandler struct {
 	mu     *sync.Mutex
 	w      io.Writer

@@ -42,8 +42,9 @@ func main() {
 	os.Exit(run(args))
 }
 
-// ownArgs are the program's arguments where it has started itself and shows the
-// container's instead; see self.ArgsVar.
+// ownArgs returns the program's real arguments. They differ from the shown ones if
+// the program has started itself under the container's command line; see
+// self.ArgsVar.
 func ownArgs(shown []string) ([]string, error) {
 	text, ok := os.LookupEnv(self.ArgsVar)
 	if !ok {
@@ -55,13 +56,13 @@ func ownArgs(shown []string) ([]string, error) {
 	return append(args, own...), errors.Join(err, os.Unsetenv(self.ArgsVar)) // hooks do not see it
 }
 
-// exitError is the status of a process that ran: nothing has gone wrong that
-// would have to be reported.
+// exitError is the exit status of a container's process. It is not reported, as
+// nothing has gone wrong.
 type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-// run is the program. It alone reports errors.
+// run is the program, and returns its exit status. Only run reports errors.
 func run(args []string) int {
 	logs := &logOutput{stderr: os.Stderr}
 	traced := new(traceOutput)
@@ -146,8 +147,8 @@ var globalFlags = []cli.Flag{
 	&cli.StringFlag{Name: "parts", Usage: "`directory` of the guest kernels and the initramfs (default: beside boxlite, or its lib/boxlite)"},
 }
 
-// printVersion keeps to the form that docker parses: no other line may hold the
-// word "version".
+// printVersion prints in the form that docker parses: no line but the first may
+// hold the word "version" (docs/contract.md, "Data formats").
 func printVersion(c *cli.Context) {
 	fmt.Fprintf(c.App.Writer, "boxlite version %s\ncommit: %s\nspec: %s\ngo: %s\n", version, commit, specs.Version, runtime.Version())
 }

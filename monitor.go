@@ -15,8 +15,8 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
-// The commands of this file are how boxlite starts itself: their descriptor 3 is
-// the connection to the command that started them.
+// boxlite starts itself with the commands of this file. Their descriptor 3 is the
+// connection to the command that started them.
 
 var monitorCommand = &cli.Command{
 	Name:      "monitor",
@@ -55,9 +55,8 @@ func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int, log
 	return exitError(life(conn.(*net.UnixConn), logger))
 }
 
-// monitorLog is the log that the command which made the container was given.
-// Without one it goes beside the container's state: standard error is the
-// container's.
+// monitorLog opens the log that the creating command was given. Without one the log
+// goes beside the container's state, as standard error belongs to the container.
 func monitorLog(c *cli.Context) (*slog.Logger, error) {
 	if c.String("log") != "" {
 		return givenLog(c)

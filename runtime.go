@@ -49,9 +49,9 @@ func runDir() string {
 	return "/run"
 }
 
-// actsForUser says that the program works for an ordinary user, be it as the
-// root of that user's namespace. It is runc's rule: the root of a system
-// container has root for a name, podman gives none.
+// actsForUser says whether the program works for an ordinary user, either directly
+// or as the root of that user's namespace. The rule is runc's: USER is root for the
+// root of a system container, and podman sets no USER.
 func actsForUser() bool {
 	return os.Geteuid() != 0 || userns.RunningInUserNS() && os.Getenv("USER") != "root"
 }

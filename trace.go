@@ -35,7 +35,7 @@ func (t *traceOutput) open(c *cli.Context) (err error) {
 // traceOf is the trace of the program's command.
 func traceOf(c *cli.Context) *traceOutput { return c.App.Metadata["trace"].(*traceOutput) }
 
-// close writes what was recorded, also of a command that has failed.
+// close writes the recorded steps, also those of a command that has failed.
 func (t *traceOutput) close() error {
 	if t.recorder == nil {
 		return nil

@@ -47,8 +47,8 @@ const defaultUmask = 0o022
 // keyctlJoinSession is KEYCTL_JOIN_SESSION_KEYRING.
 const keyctlJoinSession = 1
 
-// attributes appends what a process inherits over its execve apart from
-// privileges. c tells the session keyring's name.
+// attributes appends to the script what a process keeps over its execve, apart from
+// privileges. c knows the name of the session keyring.
 func (s *script) attributes(p *specs.Process, c *container) error {
 	s.try("join session keyring", unix.SYS_KEYCTL, keyctlJoinSession, s.cstring("_ses."+c.id))
 	umask := uint32(defaultUmask)

@@ -21,9 +21,9 @@ const (
 	containerCgroup  = containersCgroup + "/container"
 )
 
-// reservedTasks is how many tasks of those that the kernel can have at once a
-// container does not get: guestinit must be able to make threads and to fork
-// while a fork bomb has all it can get.
+// reservedTasks is the number of the kernel's tasks that a container cannot have.
+// guestinit must be able to make threads and to fork while a fork bomb has all it
+// can get.
 const reservedTasks = 256
 
 // setupCgroups makes the parent of the container's cgroup, with every controller.

@@ -113,10 +113,10 @@ func (c *container) setupCgroup() error {
 	return c.cgroup.delegate(c.ids)
 }
 
-// build makes the container init and everything around it. It runs on a thread
-// of its own, which first has the guest's files in sight, for the sources of the
-// mounts, and then follows the init into its namespaces; only what must be done
-// by the init itself is done in its script.
+// build makes the container init and everything around it. It runs on a thread of
+// its own. At first this thread sees the guest's files, for the sources of the
+// mounts. Then it follows the init into the init's namespaces. The init's script
+// does only what the init itself has to do.
 func (c *container) build() error {
 	rootfs, err := openTree(c.spec.Root.Path, true)
 	if err != nil {
@@ -294,7 +294,8 @@ func (c *container) signalAll(sig unix.Signal) error {
 	return nil
 }
 
-// mostEnded is how many ended execs are kept whose output nobody has asked for.
+// mostEnded is how many ended execs are kept for the sake of output that nobody has
+// asked for yet.
 const mostEnded = 128
 
 // wait blocks until the process has ended and what it wrote is in its streams,
@@ -318,8 +319,9 @@ func waitReply(status unix.WaitStatus) *guestproto.WaitReply {
 	return &guestproto.WaitReply{ExitStatus: guestproto.ExitStatus{Code: status.ExitStatus()}}
 }
 
-// forget drops an ended exec process, unless output of it is still to be asked
-// for; then the oldest such makes room.
+// forget drops an exec process that has ended. If some of its output has not been
+// asked for yet, the process stays, and the oldest such process goes when there are
+// too many.
 func (c *container) forget(p *process) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -355,11 +357,10 @@ func (c *container) finish() {
 	flushShare()
 }
 
-// flushShare brings to the host what a process wrote through a memory mapping
-// and the kernel still holds. Everything else is there already, virtio-fs
-// writes through; so mostly there is nothing to do, which is well worth looking,
-// as a flush makes the host write its disk. The share stays mounted: its end is
-// the VM's.
+// flushShare writes to the host what a process wrote through a memory mapping and
+// the kernel still holds. Everything else is there already, as virtio-fs writes
+// through. So mostly there is nothing to do. flushShare looks first, because a
+// flush makes the host write its disk. The share stays mounted until the VM ends.
 func flushShare() {
 	// Folds the counters of each CPU into the sums that meminfo shows.
 	if err := writeFile("/proc/sys/vm/stat_refresh", "1"); err != nil {

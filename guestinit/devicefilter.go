@@ -66,8 +66,8 @@ func (f *deviceFilter) detach(cgroup int) error {
 	return unix.Close(f.fd)
 }
 
-// filterDevices gives the container's cgroup its filter, an empty one for none, in
-// place of that of the groundwork.
+// filterDevices replaces the groundwork's filter on the container's cgroup by the
+// given one. An empty filter means none.
 func (c *container) filterDevices(program []byte) (err error) {
 	if c.devices != nil {
 		if bytes.Equal(program, c.devices.program) {

@@ -9,8 +9,8 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
-// forget has the kernel forget every file that nobody uses, with its pages, as an
-// inode that has some cannot be forgotten. The host asks for it when it may have
+// forget makes the kernel forget every file that nobody uses. Its pages go first,
+// as an inode with pages cannot be forgotten. The host asks for it when it may have
 // many files open for the guest.
 func (s *server) forget(req *guestproto.ForgetRequest) (any, error) {
 	before, err := countInodes()

@@ -2,9 +2,9 @@ package main
 
 import "os"
 
-// groundwork is what every container needs and hardly any spec shapes, made before
-// there is one: a template has it, and so has each copy of the template from the
-// start.
+// groundwork is what every container needs and hardly any spec shapes. guestinit
+// makes it before there is a container. So a template holds it, and each copy of
+// the template has it from the start.
 type groundwork struct {
 	cgroup *cgroup
 	// filter is the cgroup's device filter.
@@ -23,7 +23,8 @@ const (
 	aheadProcs  = 1
 )
 
-// layGroundwork takes the device filter of nearly every container.
+// layGroundwork makes the groundwork, with the device filter of nearly every
+// container.
 func layGroundwork(children *reaper, filter []byte) (*groundwork, error) {
 	group, err := newCgroup()
 	if err != nil {

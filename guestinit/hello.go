@@ -11,9 +11,9 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
-// hello checks that both sides come from one build, takes over the host's clock
-// and makes the guest's random numbers its own: a VM restored from a template
-// has those of its siblings until then.
+// hello checks that both sides come from one build, and takes over the host's
+// clock. It gives the guest random numbers of its own: until then a VM that was
+// restored from a template has those of the template's other copies.
 func (s *server) hello(req *guestproto.HelloRequest) (any, error) {
 	if req.Version != guestproto.Version {
 		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "protocol version %d, this guest speaks %d", req.Version, guestproto.Version)
@@ -32,8 +32,8 @@ func (s *server) hello(req *guestproto.HelloRequest) (any, error) {
 	return &guestproto.HelloReply{Version: guestproto.Version, KernelRelease: unix.ByteSliceToString(uts.Release[:])}, nil
 }
 
-// clock moves the clock forward, never back: what a request was late by is what
-// the clock is behind, and one that took long must not undo a better one.
+// clock moves the clock forward, never back. The host's time is older by what the
+// request took on its way. A request that took long must not undo a better one.
 func (s *server) clock(req *guestproto.ClockRequest) (any, error) {
 	if time.Now().UnixNano() >= req.UnixNano {
 		return nil, nil

@@ -17,8 +17,9 @@ import (
 const initNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
 // takeInit gives the container its init, which waits in its namespaces and in the
-// container's cgroup: the one that was forked ahead, if it will do. It belongs to
-// the calling thread, whose time namespace the init is born into.
+// container's cgroup. It is the init that was forked ahead, if the spec allows
+// that. A new one belongs to the calling thread, and is born into that thread's
+// time namespace.
 func (c *container) takeInit() (err error) {
 	var process specs.Process
 	if c.spec.Process != nil {
@@ -125,8 +126,8 @@ func procMounts(mounts []specs.Mount) (count int) {
 	return count
 }
 
-// protect keeps the other processes of the container from tracing this one
-// before its execve: its memory is a copy of guestinit's.
+// protect keeps the container's other processes from tracing this process before
+// its execve, as its memory is a copy of guestinit's.
 func (s *script) protect() {
 	s.must("become undumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
 }

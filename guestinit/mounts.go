@@ -14,12 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A preparedMount is one mount of the spec that exists but is nowhere yet. Copies
-// of mounts are prepared while the guest's own files are in sight, for the sources,
-// and new file systems in the container's namespaces but before its root, because
-// the kernel lets a user namespace have a proc or sysfs only where one is visible
-// already. They are attached when the container's root is the root, so that no
-// path in the container can lead out of it.
+// A preparedMount is one mount of the spec that exists but is attached nowhere yet.
+//
+//   - Copies of other mounts are prepared while the guest's own files are in sight,
+//     for the sources.
+//   - New file systems are prepared in the container's namespaces, but before its
+//     root. The kernel lets a user namespace have a proc or sysfs only where one is
+//     visible already.
+//
+// All are attached when the container's root is the root, so that no path in the
+// container can lead out of it.
 type preparedMount struct {
 	spec specs.Mount
 	plan mountPlan
@@ -31,8 +35,8 @@ type preparedMount struct {
 	fillFirst bool
 }
 
-// planMounts begins the spec's mounts, in order: those that are copies of others
-// are made, from what the calling thread sees. The caller closes them.
+// planMounts prepares the spec's mounts, in order. It makes those that are copies
+// of others, from what the calling thread sees. The caller closes them.
 func (c *container) planMounts() (mounts []*preparedMount, err error) {
 	for _, m := range c.spec.Mounts {
 		p := &preparedMount{spec: m, fd: -1}
@@ -48,8 +52,8 @@ func (c *container) planMounts() (mounts []*preparedMount, err error) {
 	return mounts, nil
 }
 
-// prepareMounts makes the others, in the calling thread's namespaces, which are
-// the container's.
+// prepareMounts makes the mounts that are no copies, in the calling thread's
+// namespaces, which are the container's.
 func (c *container) prepareMounts(mounts []*preparedMount) error {
 	for _, p := range mounts {
 		var err error

@@ -22,9 +22,9 @@ import (
 // request that names it.
 const nicTimeout = 60 * time.Second
 
-// networkState gives the guest's NICs the looks of the container's network
-// namespace on the host. Links that the container makes for itself (bridges,
-// veths, tunnels) are none of its business.
+// networkState makes the guest's NICs look like the interfaces of the container's
+// network namespace on the host. It leaves alone the links that the container makes
+// for itself (bridges, veths, tunnels).
 type networkState struct {
 	mu sync.Mutex
 	// netlink is a socket that is opened once, with the guest.
@@ -79,7 +79,8 @@ type nics struct {
 	others []netlink.Link
 }
 
-// awaitNICs finds the link of each interface, by its hardware address.
+// awaitNICs finds the link of each interface by the hardware address, and waits for
+// those that are not there yet.
 func awaitNICs(interfaces []guestproto.Interface) (found nics, err error) {
 	macs := make([]net.HardwareAddr, len(interfaces))
 	for i, iface := range interfaces {
@@ -170,7 +171,7 @@ func readNIC(dir string) (*netlink.Device, error) {
 	return link, nil
 }
 
-// retire takes down the NICs that are wanted no more.
+// retire takes down the NICs that are no longer wanted.
 func (s *networkState) retire(links nics) error {
 	for _, link := range links.others {
 		if err := s.netlink.LinkSetDown(link); err != nil {

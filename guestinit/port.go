@@ -91,7 +91,7 @@ func (p *controlPort) awaitHost() error {
 	}
 }
 
-// peek says whether the next byte is what. If so it has been read.
+// peek says whether the next byte is what, and reads the byte if so.
 func (p *controlPort) peek(what byte) (bool, error) {
 	next := make([]byte, 1)
 	if _, err := io.ReadFull(p, next); err != nil {

@@ -30,8 +30,8 @@ func (s *server) answerRehearsal(port io.ReadWriter) {
 	}
 }
 
-// rehearse holds a session with itself in which a container is made, lives and
-// ends.
+// rehearse holds a session of guestinit with itself, in which a container is made,
+// lives and ends.
 func (s *server) rehearse(req *guestproto.RehearsalRequest) error {
 	ours, theirs := net.Pipe()
 	ended := make(chan error, 1)

@@ -54,7 +54,7 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 // handler carries out one kind of request. The reply may be nil.
 type handler func(body json.RawMessage) (reply any, err error)
 
-// handle makes a handler of a function that takes its own request type.
+// handle makes a handler from a function that takes its own type of request.
 func handle[T any](f func(req *T) (any, error)) handler {
 	primeJSON(new(T))
 	return func(body json.RawMessage) (any, error) {
@@ -76,8 +76,9 @@ func decode[T any](body json.RawMessage) (*T, error) {
 	return req, nil
 }
 
-// primeJSON has package json look at the types of messages, which it does once: here
-// and now, before the template is saved, and not in each copy of it.
+// primeJSON makes package json look at the types of messages, which it does once
+// for each type. guestinit does it here, before the template is saved, so that no
+// copy of the template has to.
 func primeJSON(messages ...any) {
 	for _, m := range messages {
 		_, _ = json.Marshal(m) // for what it keeps of the type
