@@ -48,7 +48,7 @@ func TestWriteAndRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"before\n" + tableBegin, tableEnd + "after\n", "boxlite: 1 of 2 programs", "| delete | fails 1 of 2 | fails 1 of 2 | Wants"} {
+	for _, want := range []string{"before\n" + tableBegin, tableEnd + "after\n", "boxlite: 1 of 2 programs", "| delete | fails 1 of 2 | fails 1 of 2 | The program wants"} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("the document lacks %q:\n%s", want, text)
 		}
