@@ -22,8 +22,8 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
-// exitVMLost is what a container's status is when its VM ended under it: QEMU
-// was killed, the guest's kernel crashed, or it stopped answering.
+// exitVMLost is the status of a container whose VM ended before it: QEMU was
+// killed, the guest's kernel crashed, or the guest stopped answering.
 const exitVMLost = 255
 
 // monitorConfig is what create tells the monitor. It crosses a socket pair, so
@@ -153,16 +153,17 @@ func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 	return status
 }
 
-// loadTimeZone has package time read the host's time zone: on first use it would read
-// whatever the container has for one.
+// loadTimeZone makes package time read the host's time zone now. Otherwise it would
+// read the zone on first use, from the container's files.
 func loadTimeZone() { _, _ = time.Now().Zone() }
 
-// answerPatience bounds how long the monitor of a container that has ended stays
-// to answer: a short-lived container's end can come before the guest's word that
-// it has started.
+// answerPatience bounds how long the monitor stays to answer when its container has
+// ended. A short-lived container can end before the guest's word arrives that the
+// container has started.
 const answerPatience = 10 * time.Second
 
-// commit tells create that all is ready and waits until it has told the world.
+// commit tells create that everything is ready, and waits until create has written
+// down that the container is there.
 func (m *monitor) commit(sync *net.UnixConn) error {
 	ready := monitorEvent{Event: eventReady, Template: m.origin.Template, Warning: m.origin.Warning, Trace: m.steps.Take()}
 	if err := guestproto.WriteFrame(sync, ready); err != nil {
@@ -218,9 +219,10 @@ func (m *monitor) stop() {
 	}
 }
 
-// catchSignals takes over every signal that can be caught, before the first
-// can arrive. SIGPIPE is caught to become an error of the write; SIGURG is the
-// Go runtime's own, SIGCHLD says nothing that Wait does not.
+// catchSignals takes over every signal that can be caught, before the first can
+// arrive. It catches SIGPIPE, so that a write returns an error instead. It leaves
+// out SIGURG, which the Go runtime uses, and SIGCHLD, which says no more than Wait
+// does.
 func catchSignals() <-chan os.Signal {
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	c := make(chan os.Signal, 64)

@@ -348,9 +348,9 @@ const (
 	clockTries     = 50
 )
 
-// setClock sets the guest's clock beside what follows: hello's time was that
-// before a boot, or before much else that a restored VM had to do. The channel
-// is closed after the first try; others go on where that took too long.
+// setClock sets the guest's clock beside what follows. hello carried the time
+// before a boot, or before everything else that a restored VM had to do. The
+// channel is closed after the first try; more tries follow if that took too long.
 func (m *monitor) setClock() <-chan struct{} {
 	tried := make(chan struct{})
 	once := sync.OnceFunc(func() { close(tried) })

@@ -7,14 +7,15 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
-// virtiofsd keeps a descriptor for every file that the guest's kernel knows, and
-// the kernel knows a file until it is short of memory, which may be long after
-// virtiofsd has come to its limit; then opening and closing files fails (EMFILE,
-// EBADF). So the monitor has the guest forget the files that nobody uses well
-// before the limit. How many there are only the guest can tell cheaply, and asking
-// it costs an emulated one a hundred times what a look costs the host. Therefore
-// the host looks first: at the size that virtiofsd's table of descriptors has
-// grown to, and at whether virtiofsd has done anything since.
+// virtiofsd keeps a descriptor for every file that the guest's kernel knows. The
+// kernel knows a file until it is short of memory. By then virtiofsd may have come
+// to its limit, and opening and closing files fails (EMFILE, EBADF). So the monitor
+// makes the guest forget the files that nobody uses, well before the limit.
+//
+// Only the guest can count these files cheaply. Asking an emulated guest costs a
+// hundred times what a look at virtiofsd costs the host. Therefore the monitor
+// looks first: at the size that virtiofsd's table of descriptors has grown to, and
+// at whether virtiofsd has done anything since.
 
 // filesPerSecond is faster than a guest can look files up.
 const filesPerSecond = 50_000

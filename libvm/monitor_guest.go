@@ -269,10 +269,10 @@ func (g *guest) wait(process string) (guestproto.WaitReply, error) {
 	return rep, err
 }
 
-// signal sends a signal to a process, or to all of the container. A guest that has
-// the request and has not answered it is busy: the signal is under way, as one is
-// that the kernel has queued. Only who asks whether the process is there needs to
-// know.
+// signal sends a signal to a process, or to all processes of the container. A guest
+// that has the request and does not answer is busy. The signal is then under way,
+// like one that a kernel has queued, and that is no error. Only signal 0 needs the
+// answer, as it asks whether the process is there.
 func (g *guest) signal(process string, signal int, all bool) error {
 	c := g.begin(guestproto.OpSignal, guestproto.SignalRequest{Process: process, Signal: signal, All: all}, nil, promptly.answer)
 	_, err := c.await(atOnce)

@@ -101,10 +101,10 @@ func (n *network) parameters(linux *specs.Linux) {
 	linux.Sysctl[forward] = "1"
 }
 
-// plug makes a NIC of the VM for every interface that the namespace has now and
-// the VM does not, and returns what the guest shall make of all of them. It is for
-// create, where callers that set networks up beforehand or in a hook have done so,
-// and once more for start, until which others do.
+// plug makes a NIC of the VM for every interface that the namespace has now and the
+// VM does not have yet. It returns the network that the guest shall set up. create
+// calls it, for networks that the caller or a hook has set up by then. start calls
+// it once more, for networks that have come since.
 func (n *network) plug(v *vmm.VM, g *guest) (*guestproto.Network, error) {
 	if n.host {
 		return &vmm.UserNetwork, n.plugHostNetwork(v)
@@ -161,10 +161,10 @@ func (n *network) pending(wanted *guestproto.Network) *guestproto.Network {
 	return wanted
 }
 
-// plugOne connects an interface through a tap to a NIC, which becomes the i-th
-// function of the device in the root port. It adds to local what the guest needs
-// for clients in the namespace itself, which only programs of an ordinary user
-// are: the port forwarder of rootless podman.
+// plugOne connects an interface through a tap to a NIC, which becomes function i of
+// the device in the root port. It adds to local what the guest needs for clients in
+// the namespace itself. Only programs of an ordinary user are such clients: the
+// port forwarder of rootless podman.
 func (n *network) plugOne(v *vmm.VM, port, i int, iface guestproto.Interface, hostResolver bool) error {
 	tun, err := n.tun()
 	if err != nil {
@@ -229,9 +229,9 @@ func restoreNetwork(path, id string) error {
 // maxResolvConf bounds the container's /etc/resolv.conf, in bytes.
 const maxResolvConf = 64 << 10
 
-// usesDockerResolver says that the container's names are to be asked of Docker's
-// embedded resolver. The file is read as the container has it: the monitor's
-// root is the container's. No file, or none that can be read, is no resolver.
+// usesDockerResolver says whether the container asks Docker's embedded resolver for
+// names. It reads resolv.conf as the container has it, as the monitor's root is the
+// container's. If the file is missing or cannot be read, the answer is no.
 func usesDockerResolver() bool {
 	root, err := rootfs.Open("/")
 	if err != nil {

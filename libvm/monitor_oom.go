@@ -103,9 +103,9 @@ func (m *monitor) openOOMBell() {
 	}
 }
 
-// reportOOM shows the host that the guest has killed for lack of memory. It does
-// so when the container has ended and the VM is gone: then the monitor is all
-// there is in the cgroup, and the callers that watch it ask only now whether it
+// reportOOM shows the host that the guest's kernel has killed for lack of memory.
+// It does so when the container has ended and the VM is gone. Only the monitor is
+// in the cgroup then, and the callers that watch the cgroup ask only now whether it
 // ran out of memory.
 func (m *monitor) reportOOM() {
 	kills, _ := m.oom.read()

@@ -46,11 +46,13 @@ func networkNamespace(spec *specs.Spec) (ns specs.LinuxNamespace, ok bool) {
 // ownNetwork is the network namespace of whoever looks at it.
 const ownNetwork = "/proc/self/ns/net"
 
-// leaveHostNetwork takes a network namespace out of the spec that is named by path
-// and is the caller's own. With it Docker asks for the host's network, for which
-// others name none: the container must not get the host's interfaces, only what
-// they reach. ownNetwork, by that name, asks for the interfaces of a namespace that
-// somebody has made to call boxlite in.
+// leaveHostNetwork removes a network namespace from the spec if its path is that of
+// the caller's own namespace. With such a path Docker asks for the host's network;
+// other callers name no network namespace for that. The container must not get the
+// host's interfaces, only reach what they reach.
+//
+// The path ownNetwork itself is the exception. It asks for the interfaces of a
+// namespace that somebody has made to call boxlite in.
 func leaveHostNetwork(spec *specs.Spec) {
 	ns, ok := networkNamespace(spec)
 	if !ok || ns.Path == "" || ns.Path == ownNetwork {
@@ -158,9 +160,9 @@ func joinsNetwork(spec *specs.Spec) bool {
 	return ok && ns.Path != ""
 }
 
-// mapIdentity maps the ids that there are to themselves in a new user namespace:
-// the files that virtiofsd serves keep theirs, as the guest does the mapping. What
-// the monitor and its children lose is power over the host's kernel.
+// mapIdentity maps all ids to themselves in a new user namespace. The files that
+// virtiofsd serves keep their ids, as the guest does the container's mapping. The
+// monitor and its children lose their power over the host's kernel.
 func mapIdentity(attr *syscall.SysProcAttr) error {
 	uids, err := user.CurrentProcessUIDMap()
 	if err != nil {

@@ -22,10 +22,10 @@ import (
 // Status of a container, in the words of the runtime spec.
 type Status = specs.ContainerState
 
-// State is the content of a container's state file: what was decided at create
-// and how far its life has come. It is written under the container's lock, by create, start,
-// pause, resume and update; whether the container still lives is not in it but read
-// off the monitor process (see Container.Status).
+// State is the content of a container's state file: what was decided at create, and
+// how far the container's life has come. Create, start, pause, resume and update
+// write it, under the container's lock. It does not say whether the container still
+// lives: Container.Status looks at the monitor process for that.
 type State struct {
 	OCIVersion string    `json:"ociVersion"`
 	ID         string    `json:"id"`
