@@ -2,9 +2,12 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestQEMUVersion(t *testing.T) {
@@ -138,6 +141,31 @@ func TestUserNamespaces(t *testing.T) {
 	}
 	if _, err := (&host{uid: 1000, files: fstest.MapFS{}}).userNamespaces(); err == nil {
 		t.Error("without user namespaces a user's containers run")
+	}
+}
+
+func TestSELinux(t *testing.T) {
+	for value, want := range map[string]string{"": "off", "0": "permissive", "1": "enforced"} {
+		files := fstest.MapFS{}
+		if value != "" {
+			files["sys/fs/selinux/enforce"] = &fstest.MapFile{Data: []byte(value)}
+		}
+		f, err := (&host{files: files}).selinux()
+		if err != nil || !strings.HasPrefix(f.Found, want) || strings.Contains(f.Advice, "label=disable") != (value == "1") {
+			t.Errorf("SELinux %q: %+v, %v, want %s", value, f, err, want)
+		}
+	}
+}
+
+func TestDiskHint(t *testing.T) {
+	full := &fs.PathError{Op: "write", Path: "/run/x", Err: unix.ENOSPC}
+	for _, err := range []error{full, errors.New(full.Error()), errors.New("write state: ENOSPC")} {
+		if got := diskHint(err); !strings.Contains(got, "df -h") {
+			t.Errorf("diskHint(%v) = %q, want df -h in it", err, got)
+		}
+	}
+	if got := diskHint(errors.New("no such file")); got != "" {
+		t.Errorf("diskHint of another error = %q", got)
 	}
 }
 

@@ -59,6 +59,7 @@ func machineChecks(h *host) []check {
 		{"templates", h.templates},
 		{"open files", h.openFiles},
 		{"user namespaces", h.userNamespaces},
+		{"SELinux", h.selinux},
 		{"network", h.network},
 		{"bridge-nf", func() (finding, error) { return finding{Found: h.bridgeNF()}, nil }},
 		{"cgroups", func() (finding, error) {
@@ -227,6 +228,22 @@ func (h *host) userNamespaces() (finding, error) {
 	return finding{Found: reason + "; root's containers run"}, nil
 }
 
+// selinux matters where it is enforced: the monitor, QEMU and virtiofsd then have the
+// label that the engine gives to a container's processes.
+func (h *host) selinux() (finding, error) {
+	raw, err := fs.ReadFile(h.files, "sys/fs/selinux/enforce")
+	switch {
+	case err != nil:
+		return finding{Found: "off"}, nil
+	case strings.TrimSpace(string(raw)) != "1":
+		return finding{Found: "permissive"}, nil
+	}
+	return finding{
+		Found:  "enforced, and boxlite has not been tried with a policy",
+		Advice: "where a container does not start: docker run --security-opt label=disable, or podman's",
+	}, nil
+}
+
 func (h *host) sysctl(name string) string {
 	raw, _ := fs.ReadFile(h.files, "proc/sys/"+name) // a kernel without it has no such restriction
 	return strings.TrimSpace(string(raw))
@@ -242,6 +259,10 @@ func (h *host) network() (finding, error) {
 		return finding{Found: "QEMU's own (what podman's networks need, podman unshare boxlite check says)"}, nil
 	}
 	err := hostnet.Probe()
+	var path *fs.PathError
+	if errors.As(err, &path) { // of /dev/net/tun, which says what to do
+		return finding{}, err
+	}
 	if errors.Is(err, unix.EPERM) {
 		return finding{}, fmt.Errorf("%w: this user may not", err)
 	}

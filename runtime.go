@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/sys/userns"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/libvm"
 	"github.com/boxlite-oci/boxlite/libvm/parts"
@@ -133,5 +135,14 @@ func about(c *cli.Context, id string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("boxlite: %s %s: %w%s", c.Command.Name, id, err, consoleHint(c, id, err))
+	return fmt.Errorf("boxlite: %s %s: %w%s%s", c.Command.Name, id, err, consoleHint(c, id, err), diskHint(err))
+}
+
+// diskHint is what to do about a full disk of the host's. The error may be the
+// monitor's, of which only the text is here.
+func diskHint(err error) string {
+	if !errors.Is(err, unix.ENOSPC) && !strings.Contains(err.Error(), unix.ENOSPC.Error()) && !strings.Contains(err.Error(), "ENOSPC") {
+		return ""
+	}
+	return " (this machine's disk is full there: df -h and df -i show it)"
 }

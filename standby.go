@@ -41,7 +41,21 @@ QEMU no container takes its VMs until it is started anew.`,
 		ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 		defer stop()
 		shape := plan.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")}
-		err = rt.Factory().Standby(ctx, shape, exampleSpec(), c.Int("vms"), func(key string) { fmt.Fprintln(c.App.Writer, key, "ready") })
+		vms, made := c.Int("vms"), 0
+		awaitNext := func() func() {
+			return underWay(c.App.ErrWriter, fmt.Sprintf("VM %d of %d", made+1, vms), tick)
+		}
+		done := awaitNext()
+		err = rt.Factory().Standby(ctx, shape, exampleSpec(), vms, func(key string) {
+			done()
+			fmt.Fprintln(c.App.Writer, key, "ready")
+			if made++; made < vms {
+				done = awaitNext()
+			} else {
+				done = func() {}
+			}
+		})
+		done()
 		if err != nil {
 			return fmt.Errorf("boxlite: standby: %w", err)
 		}

@@ -44,8 +44,10 @@ var templateCreateCommand = &cli.Command{
 			}
 			kinds = []kernels.Kernel{kernel}
 		}
-		for _, kernel := range kinds {
+		for i, kernel := range kinds {
+			done := underWay(c.App.ErrWriter, fmt.Sprintf("template %s, %d of %d", kernel, i+1, len(kinds)), tick)
 			key, err := rt.Factory().CreateTemplate(plan.Shape{Kernel: kernel, VCPUs: c.Int("vcpus"), MemoryMiB: c.Int("memory")})
+			done()
 			if err != nil {
 				return fmt.Errorf("boxlite: template create: %w", err)
 			}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -272,7 +273,7 @@ func overhead() hostcgroup.Overhead {
 func (b *birth) awaitReady() error {
 	var ev monitorEvent
 	if err := guestproto.ReadFrame(b.sync, guestproto.MaxReply, &ev); err != nil {
-		return fmt.Errorf("the monitor ended before the container was ready%s", consoleTail(b.c.dir))
+		return fmt.Errorf("the monitor ended before the container was ready%s%s", b.monitorKilled(), consoleTail(b.c.dir))
 	}
 	if ev.Event == eventAdopted {
 		if err := b.adopt(ev.Adopted); err != nil {
@@ -297,6 +298,25 @@ func (b *birth) awaitReady() error {
 		return fmt.Errorf("runc create failed: unable to start container process: %w", err)
 	}
 	return err
+}
+
+// monitorKilled says so of a monitor that was.
+func (b *birth) monitorKilled() string {
+	for range 20 { // its end follows that of its socket
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(b.monitor.Process.Pid, &status, unix.WNOHANG, nil)
+		switch {
+		case err != nil:
+			return ""
+		case pid == 0:
+			time.Sleep(5 * time.Millisecond)
+		case status.Signaled() && status.Signal() == unix.SIGKILL:
+			return " (killed, " + fault.Killed + ")"
+		default:
+			return ""
+		}
+	}
+	return ""
 }
 
 // reasonForEnd is what a monitor that has ended gave as its reason, for a hook

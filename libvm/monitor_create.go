@@ -206,7 +206,7 @@ func (m *monitor) prepareProcess() error {
 	}
 	if m.cfg.SelinuxLabel != "" && selinux.GetEnabled() {
 		if err := selinux.SetExecLabel(m.cfg.SelinuxLabel); err != nil {
-			return fmt.Errorf("set SELinux label %s: %w", m.cfg.SelinuxLabel, err)
+			return fmt.Errorf("set SELinux label %s: %s: this machine's policy does not allow it: docker run --security-opt label=disable", m.cfg.SelinuxLabel, fault.Quiet(err.Error()))
 		}
 	}
 	return nil

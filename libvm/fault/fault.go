@@ -27,6 +27,9 @@ func Wrap(what string, err error) error {
 	return fmt.Errorf("%s: %s", what, Quiet(err.Error()))
 }
 
+// Killed says of a process that was killed why that may be, and what to do.
+const Killed = "as this machine's kernel does for want of memory: dmesg says so; give the machine, or the cgroup above the container, more"
+
 // misread are the phrases that callers would misunderstand, with what is said
 // in their place.
 var misread = strings.NewReplacer(

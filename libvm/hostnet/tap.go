@@ -17,9 +17,23 @@ const tapPrefix = "boxtap"
 func OpenTun() (*os.File, error) {
 	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open /dev/net/tun (is the tun driver loaded, and may this user use it?): %w", err)
+		return nil, named(fmt.Errorf("%w: %s", err, tunAdvice(err)))
 	}
 	return tun, nil
+}
+
+// tunAdvice says what to do about a /dev/net/tun that could not be opened.
+func tunAdvice(err error) string {
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return "this machine's kernel has no tun driver: modprobe tun"
+	case errors.Is(err, unix.ENOENT):
+		return "this machine has none: modprobe tun, or give it to the container that boxlite runs in (docker run --device /dev/net/tun)"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return "this user may not: chmod 666 /dev/net/tun, or give it to the container that boxlite runs in (docker run --device /dev/net/tun)"
+	default:
+		return "boxlite check says what this machine lacks"
+	}
 }
 
 // makeTap makes a tap of a file of OpenTun: one queue, gone with its last descriptor,

@@ -138,7 +138,7 @@ func (p *Parts) Kernel(k kernels.Kernel) (string, error) {
 	if path, ok := p.Kernels[k]; ok {
 		return path, nil
 	}
-	return "", fmt.Errorf("no vmlinux-%s beside %s: run make install", k, p.Initramfs)
+	return "", fmt.Errorf("no vmlinux-%s beside %s: install boxlite-kernel, or run make install", k, p.Initramfs)
 }
 
 // FindImages looks in the directory of the flag, beside the program, in
@@ -168,7 +168,7 @@ func FindImages(o Options) (map[kernels.Kernel]string, string, error) {
 			return images, initramfs, nil
 		}
 	}
-	return nil, "", fmt.Errorf("no guest kernels and initramfs (tried %s): run make install, or name their directory with --parts", strings.Join(dirs, ", "))
+	return nil, "", fmt.Errorf("no guest kernels and initramfs on this machine (tried %s): install boxlite-kernel, run make install, or name their directory with --parts", strings.Join(dirs, ", "))
 }
 
 func readable(path string) bool {

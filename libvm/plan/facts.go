@@ -23,6 +23,8 @@ type HostFacts struct {
 	UserNamespace bool
 	// CPUs is how many processors the host has.
 	CPUs int
+	// MemoryMiB is what the host has, zero if that is not known.
+	MemoryMiB int
 	// Sources describes the source of every bind mount, by its path in the spec.
 	Sources map[string]Source
 	// Devices holds the devices of linux.devices that exist on the host, by
@@ -58,7 +60,7 @@ const (
 func LookAtHost(spec *specs.Spec, bundle string) (*HostFacts, error) {
 	f := &HostFacts{
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), UserNamespace: userns.RunningInUserNS(),
-		CPUs: runtime.NumCPU(), Sources: map[string]Source{}, Devices: map[string]bool{},
+		CPUs: runtime.NumCPU(), MemoryMiB: hostMemoryMiB(), Sources: map[string]Source{}, Devices: map[string]bool{},
 	}
 	for i := range spec.Mounts {
 		m := &spec.Mounts[i]
@@ -84,6 +86,15 @@ func LookAtHost(spec *specs.Spec, bundle string) (*HostFacts, error) {
 		}
 	}
 	return f, nil
+}
+
+// hostMemoryMiB counts swap too.
+func hostMemoryMiB() int {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0
+	}
+	return int(uint64(info.Totalram+info.Totalswap) * uint64(info.Unit) >> 20)
 }
 
 func lookAt(source, destination, bundle string) (Source, error) {

@@ -39,6 +39,9 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 	p.Shape.Kernel, p.Shape.KernelReason = kernel, reason
 
 	memory, vcpus := sizeOf(spec, host.CPUs)
+	if host.MemoryMiB > minMemoryMiB { // a limit above what there is limits nothing, as with runc
+		memory = min(memory, host.MemoryMiB/memoryStepMiB*memoryStepMiB)
+	}
 	if vm := spec.VM; vm != nil {
 		p.Shape.Machine = Machine{
 			QEMU: vm.Hypervisor.Path, QEMUParameters: vm.Hypervisor.Parameters,
@@ -61,6 +64,9 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 	}
 	if err := CheckMemory(p.Shape.MemoryMiB); err != nil {
 		return err
+	}
+	if host.MemoryMiB > 0 && p.Shape.MemoryMiB > host.MemoryMiB {
+		return fmt.Errorf("VM memory of %d MiB: this machine has %d with swap: ask for less (--vm-memory, annotation %s, vm.hwConfig)", p.Shape.MemoryMiB, host.MemoryMiB, AnnotationMemory)
 	}
 	if p.Shape.VCPUs, err = override(vcpus, spec.Annotations, AnnotationVCPUs, over.VCPUs); err != nil {
 		return err

@@ -144,7 +144,11 @@ func (p *process) lastWords() string {
 	}
 	select {
 	case <-p.done:
-		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, guesttext.Harmless(strings.TrimSpace(p.tail.String())))
+		said := guesttext.Harmless(strings.TrimSpace(p.tail.String()))
+		if said == "" && strings.HasPrefix(p.status, "signal: killed") {
+			said = fault.Killed
+		}
+		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, said)
 	case <-time.After(reapGrace):
 		return ""
 	}

@@ -1,0 +1,41 @@
+package plan
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// A limit above the host's memory is none, a VM that was asked for above it an error.
+func TestMemoryOfTheHost(t *testing.T) {
+	limit := int64(400 << 30)
+	for _, tc := range []struct {
+		limit *int64
+		host  int
+		over  int
+		want  int
+		err   string
+	}{
+		{nil, 24105, 0, DefaultMemoryMiB, ""},
+		{nil, 1000, 0, 960, ""},
+		{&limit, 24105, 0, 24064, ""},
+		{&limit, 0, 0, 400<<10 + 128, ""},
+		{&limit, 24105, 2048, 2048, ""},
+		{nil, 24105, 24106, 0, "this machine has 24105"},
+		{nil, 0, 24106, 24106, ""},
+	} {
+		spec := minimal()
+		spec.Linux = &specs.Linux{Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: tc.limit}}}
+		p, err := Rewrite(spec, "/r", &HostFacts{CPUs: 1, MemoryMiB: tc.host}, Overrides{MemoryMiB: tc.over})
+		if tc.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.err) {
+				t.Errorf("host of %d MiB, flag %d: %v, want %q", tc.host, tc.over, err, tc.err)
+			}
+			continue
+		}
+		if err != nil || p.Shape.MemoryMiB != tc.want {
+			t.Errorf("host of %d MiB, limit %v, flag %d: VM of %d MiB, %v, want %d", tc.host, tc.limit, tc.over, p.Shape.MemoryMiB, err, tc.want)
+		}
+	}
+}
