@@ -5,6 +5,8 @@ BINDIR   ?= $(PREFIX)/bin
 LIBDIR   ?= $(PREFIX)/lib/boxlite
 DATADIR  ?= $(PREFIX)/share
 MANDIR   ?= $(DATADIR)/man
+DOCDIR   ?= $(DATADIR)/doc/boxlite
+UNITDIR  ?= $(PREFIX)/lib/systemd/system
 DESTDIR  ?=
 # COMPLETIONS are shells, with where their completions belong below DATADIR.
 COMPLETIONS = bash:bash-completion/completions/boxlite zsh:zsh/site-functions/_boxlite fish:fish/vendor_completions.d/boxlite.fish
@@ -12,6 +14,7 @@ COMPLETIONS = bash:bash-completion/completions/boxlite zsh:zsh/site-functions/_b
 # sudo's PATH has neither Go's usual place nor, on some machines, sbin.
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
+RELEASE  := 0.1.0
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 GO       ?= go
@@ -35,7 +38,7 @@ all: bin/boxlite bin/initramfs.cpio kernels ## build everything into bin/
 # Go decides what is out of date; its build cache makes a repetition quick.
 .PHONY: bin/boxlite
 bin/boxlite:
-	$(GOBUILD) -ldflags '$(LDFLAGS) -X main.version=0.1.0-$(VERSION) -X main.commit=$(COMMIT)' -o $@ .
+	$(GOBUILD) -ldflags '$(LDFLAGS) -X main.version=$(RELEASE)-$(VERSION) -X main.commit=$(COMMIT)' -o $@ .
 
 .PHONY: bin/guestinit
 bin/guestinit:
@@ -54,24 +57,48 @@ man: bin/boxlite ## write the man pages to bin/man
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null) bin/boxlite man bin/man
 
 .PHONY: install
-install: all man ## install below PREFIX (default /usr/local); DESTDIR is honoured
+install: install-program install-kernels ## install below PREFIX (default /usr/local); DESTDIR is honoured
+
+.PHONY: install-program
+install-program: bin/boxlite bin/initramfs.cpio man
 	install -D -m 0755 bin/boxlite $(DESTDIR)$(BINDIR)/boxlite
-	install -D -m 0644 -t $(DESTDIR)$(LIBDIR) bin/initramfs.cpio bin/vmlinux-lean bin/vmlinux-net
+	install -D -m 0644 -t $(DESTDIR)$(LIBDIR) bin/initramfs.cpio
 	install -D -m 0644 -t $(DESTDIR)$(MANDIR)/man8 bin/man/*.8
 	install -D -m 0644 -t $(DESTDIR)$(MANDIR)/man7 bin/man/*.7
 	$(foreach c,$(COMPLETIONS),mkdir -p $(DESTDIR)$(DATADIR)/$(dir $(word 2,$(subst :, ,$c))) && \
 		bin/boxlite completion $(word 1,$(subst :, ,$c)) >$(DESTDIR)$(DATADIR)/$(word 2,$(subst :, ,$c)) &&) :
+	install -D -m 0644 -t $(DESTDIR)$(DOCDIR) LICENSE CHANGELOG.md
+	scripts/licenses.sh >$(DESTDIR)$(DOCDIR)/THIRD-PARTY-LICENSES
+	mkdir -p $(DESTDIR)$(UNITDIR)
+	sed 's|@BINDIR@|$(BINDIR)|' packaging/boxlite-standby.service.in >$(DESTDIR)$(UNITDIR)/boxlite-standby.service
+
+.PHONY: install-kernels
+install-kernels: kernels
+	install -D -m 0644 -t $(DESTDIR)$(LIBDIR) bin/vmlinux-lean bin/vmlinux-net
 
 .PHONY: uninstall
 uninstall: ## remove what install has put there
-	rm -f $(DESTDIR)$(BINDIR)/boxlite
-	rm -rf $(DESTDIR)$(LIBDIR)
+	rm -f $(DESTDIR)$(BINDIR)/boxlite $(DESTDIR)$(UNITDIR)/boxlite-standby.service
+	rm -rf $(DESTDIR)$(LIBDIR) $(DESTDIR)$(DOCDIR)
 	rm -f $(DESTDIR)$(MANDIR)/man8/boxlite.8 $(DESTDIR)$(MANDIR)/man8/boxlite-*.8 $(DESTDIR)$(MANDIR)/man7/boxlite-*.7
 	rm -f $(foreach c,$(COMPLETIONS),$(DESTDIR)$(DATADIR)/$(word 2,$(subst :, ,$c)))
+
+.PHONY: deb
+deb: all ## Debian packages boxlite and boxlite-kernel, into bin/deb
+	RELEASE=$(RELEASE) scripts/packages.sh deb
+
+.PHONY: dist
+dist: all ## a tarball for other distributions, into bin/dist
+	RELEASE=$(RELEASE) scripts/packages.sh dist
 
 .PHONY: deps
 deps: ## install what is missing on a Debian machine (root)
 	@scripts/install-deps.sh
+
+.PHONY: test-packages
+test-packages: all ## deb and dist: equal builds, lintian, installed on clean Debians (root)
+	@scripts/install-deps.sh packages
+	@scripts/test-packages.sh
 
 .PHONY: demo
 demo: ## run real containers in front of you, with a private Docker (root)

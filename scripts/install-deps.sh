@@ -5,13 +5,14 @@ set -euo pipefail
 
 usage() {
 	cat <<-END
-	usage: scripts/install-deps.sh [build] [run] [demo] [test]
+	usage: scripts/install-deps.sh [build] [run] [demo] [test] [packages]
 
 	  build  compilers and kernel source for boxlite and its guest kernels
 	  run    what starts containers: QEMU, virtiofsd, iproute2, iptables, e2fsprogs
 	  demo   Docker, busybox, and debootstrap for an image with Docker inside
 	  test   what the tests and benchmarks drive besides: Podman, crun, shellcheck ...
-	  Without arguments: all of them.
+	  packages  what make deb and make test-packages call: debhelper, lintian, debootstrap
+	  Without arguments: all but packages.
 	END
 }
 
@@ -80,6 +81,13 @@ need_test() {
 	need ca-certificates /etc/ssl/certs/ca-certificates.crt
 }
 
+need_packages() {
+	need debhelper dh
+	need lintian lintian
+	need debootstrap debootstrap
+	need busybox-static /usr/bin/busybox /bin/busybox
+}
+
 # check_go says what to do about Go, which no Debian release has new enough.
 check_go() {
 	local want have
@@ -127,7 +135,7 @@ PATH=$PATH:/usr/sbin:/sbin:/usr/local/go/bin
 [ $# -gt 0 ] || set -- build run demo test
 for group in "$@"; do
 	case $group in
-	build | run | demo | test) "need_$group" ;;
+	build | run | demo | test | packages) "need_$group" ;;
 	-h | --help)
 		usage
 		exit 0
