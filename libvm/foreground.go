@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/containerd/console"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -129,7 +128,7 @@ func (fg *Foreground) Wait() (int, error) {
 				fg.resize()
 				continue
 			}
-			_ = unix.Kill(fg.ctr.Pid, s.(syscall.Signal)) // our own child, not yet waited for; ESRCH cannot be
+			_ = fg.ctr.monitor.Process.Signal(s) // one that has ended shows in Wait
 		}
 	}
 }

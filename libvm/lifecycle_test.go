@@ -379,3 +379,22 @@ func TestEvents(t *testing.T) {
 		t.Errorf("events = %q, want one of %q, and the end", got, EventOOM)
 	}
 }
+
+// A monitor that goes at the last moment takes the pid file with it.
+func TestPidFileGoesWithTheMonitor(t *testing.T) {
+	ours, theirs := connections(t)
+	if err := theirs.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, birthFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := &birth{c: &Container{dir: dir, State: State{ID: "gone", Pid: 7}}, opts: CreateOptions{PidFile: filepath.Join(dir, "pid")}, sync: ours}
+	if err := b.commit(); err == nil || !strings.Contains(err.Error(), "the monitor has ended") {
+		t.Errorf("commit = %v, want that the monitor has ended", err)
+	}
+	if _, err := os.Stat(b.opts.PidFile); err == nil {
+		t.Error("the pid file is left")
+	}
+}
