@@ -23,7 +23,7 @@ var dindSuite = os.Getenv("E2E_DIND_SUITE")
 // images has built. It returns its name.
 func (e *env) wholeImage(name, suite string) string {
 	e.Helper()
-	tag, args := "github.com/boxlite-oci/boxlite/"+name, []string{"--import", name}
+	tag, args := "boxlite/"+name, []string{"--import", name}
 	if suite != "" {
 		tag, args = tag+":"+suite, append([]string{"--suite", suite}, args...)
 	}
