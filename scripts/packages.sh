@@ -79,6 +79,7 @@ make_deb() {
 	mkdir "$tree/debian"
 	mv "$tree/usr/lib/systemd/system/boxlite-standby.service" "$tree/debian/boxlite.boxlite-standby.service"
 	rm -r "$tree/usr/lib/systemd"
+	mv "$tree/usr/share/zsh/site-functions" "$tree/usr/share/zsh/vendor-completions" # where Debian's zsh looks
 	# debhelper has its own ways for these two.
 	mv "$tree/usr/share/doc/boxlite/CHANGELOG.md" "$tree"
 	rm "$tree/usr/share/doc/boxlite/LICENSE"

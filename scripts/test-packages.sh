@@ -80,7 +80,7 @@ try_on() {
 	out=$(in_root "$root" boxlite run --bundle /bundle try) || die "$1: boxlite run"
 	[[ $out == "it runs on "*-boxlite-lean ]] || die "$1: the container says \"$out\""
 	echo "$out"
-	in_root "$root" sh -c 'test -e /usr/share/man/man8/boxlite-run.8.gz && test -e /usr/share/bash-completion/completions/boxlite && test -e /usr/lib/systemd/system/boxlite-standby.service' ||
+	in_root "$root" sh -c 'test -e /usr/share/man/man8/boxlite-run.8.gz && test -e /usr/share/bash-completion/completions/boxlite && test -e /usr/share/zsh/vendor-completions/_boxlite && test -e /usr/lib/systemd/system/boxlite-standby.service' ||
 		die "$1: pages, completions or the unit are not there"
 	in_root "$root" apt-get purge -y -qq boxlite boxlite-kernel >"$work/log" 2>&1 || die "$1: apt-get purge"
 	out=$(find "$root"/{etc,usr,var/lib} -name '*boxlite*' ! -path '*/var/lib/dpkg/*')
