@@ -17,10 +17,10 @@ title() { printf '== %s\n' "$*"; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/boxlite/images
 
-# copy FROM TO copies a tree without what is built.
+# copy DIR copies this tree without what is built. It has a commit of its own, whatever happens to the tree meanwhile.
 copy() {
-	mkdir "$2"
-	tar -C "$1" --exclude=./bin -c . | tar -x -C "$2"
+	git clone -q --shared . "$1"
+	tar --exclude=./bin --exclude=./.git -c . | tar -x -C "$1"
 }
 
 # build DIR builds all packages there.
@@ -102,8 +102,8 @@ trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 
 title 'two builds'
-copy . "$work/one"
-copy "$work/one" "$work/two"
+copy "$work/one"
+copy "$work/two"
 build "$work/one"
 build "$work/two"
 for file in "$work"/one/bin/{deb,dist}/*; do
