@@ -145,7 +145,7 @@ func sentencesOf(paragraph string) (sentences []string) {
 
 // countWords does not count the names of tests and of programs of the validation suite.
 func countWords(sentence string) (n int) {
-	for _, field := range strings.Fields(nameOfTest.ReplaceAllString(sentence, "")) {
+	for field := range strings.FieldsSeq(nameOfTest.ReplaceAllString(sentence, "")) {
 		if strings.ContainsFunc(field, func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }) {
 			n++
 		}

@@ -150,6 +150,10 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	end, err := m.guest.wait(id)
 	if err != nil {
 		end.Signal = int(unix.SIGKILL) // it died with the VM
+		if m.vmLost() {
+			relay.endInput()
+			return ErrVMLost // the connection's end says so
+		}
 	}
 	switch {
 	case p.Detached:
@@ -165,6 +169,13 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 		relay.endInput()
 	}
 	return guestproto.WriteFrame(conn, end.ExitStatus)
+}
+
+// vmLost says, once a guest does not answer any more, that it is neither the container's
+// end that is the reason nor a SIGKILL.
+func (m *monitor) vmLost() bool {
+	<-m.ended
+	return m.end.Code == exitVMLost && m.end.Signal == 0 && !m.wasKilled()
 }
 
 // mostLingering is how many processes of detached execs may have ended and left
