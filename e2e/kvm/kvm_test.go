@@ -93,7 +93,7 @@ func TestNested(t *testing.T) {
 		return results[name]
 	}
 	ok("copy")
-	want(t, "boxlite check", ok("check").Stdout, `(?m)^acceleration +ok +kvm \(usable\)$`)
+	want(t, "boxlite check", ok("check").Stdout, `(?m)^acceleration +ok +kvm \(usable\), nested`)
 
 	run := results["run"]
 	if run.Code != 42 {
