@@ -8,6 +8,8 @@ import (
 	"testing/fstest"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/accel"
 )
 
 func TestQEMUVersion(t *testing.T) {
@@ -86,7 +88,11 @@ func TestKVMAdvice(t *testing.T) {
 		{"fpu svm hypervisor", false, "modprobe kvm_amd"},
 		{"fpu vmx", true, "usermod"},
 	} {
-		flags := cpuFlags("processor\t: 0\nflags\t\t: " + tc.flags + "\nprocessor\t: 1\nflags\t: x\n")
+		value, err := accel.CPUInfo(strings.NewReader("processor\t: 0\nflags\t\t: "+tc.flags+"\nprocessor\t: 1\nflags\t: x\n"), "flags")
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags := strings.Fields(value)
 		if got := kvmAdvice(flags, tc.device); !strings.Contains(got, tc.want) {
 			t.Errorf("kvmAdvice(%q, %v) = %q, want %q in it", flags, tc.device, got, tc.want)
 		}

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"flag"
 	"maps"
 	"os"
 	"os/exec"
@@ -13,9 +11,9 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-)
 
-var update = flag.Bool("update", false, "rewrite the golden files")
+	"github.com/boxlite-oci/boxlite/internal/golden"
+)
 
 func testApp() *cli.App { return newApp(&logOutput{}, new(traceOutput)) }
 
@@ -97,19 +95,11 @@ func TestManPages(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"boxlite-kill.8", "boxlite-template.8", "boxlite-annotations.7"} {
-		golden := filepath.Join("testdata", name)
-		if *update {
-			if err := os.WriteFile(golden, pages[name], 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if want, err := os.ReadFile(golden); err != nil || !bytes.Equal(pages[name], want) {
-			t.Errorf("%s differs, %v (go test . -update rewrites it):\n%s", golden, err, pages[name])
-		}
+		golden.Compare(t, name, pages[name])
 	}
 	mandoc, err := exec.LookPath("mandoc")
 	if err != nil {
-		t.Skip("no mandoc to look at the pages")
+		t.Fatal("no mandoc to look at the pages: scripts/install-deps.sh installs it")
 	}
 	files := slices.Collect(maps.Keys(pages))
 	cmd := exec.Command(mandoc, append([]string{"-T", "lint", "-W", "warning"}, files...)...)

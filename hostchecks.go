@@ -95,7 +95,8 @@ func (h *host) user() string {
 // what keeps them from it.
 func (h *host) acceleration() (finding, error) {
 	cpuinfo, _ := fs.ReadFile(h.files, "proc/cpuinfo") // without it nothing is known of the processor
-	flags := cpuFlags(string(cpuinfo))
+	value, _ := accel.CPUInfo(bytes.NewReader(cpuinfo), "flags")
+	flags := strings.Fields(value)
 	a, reason, err := accel.Resolve(h.accel)
 	switch {
 	case err != nil && h.accel == string(accel.KVM):
@@ -111,16 +112,6 @@ func (h *host) acceleration() (finding, error) {
 		f.Advice = kvmAdvice(flags, h.has("dev/kvm"))
 	}
 	return f, nil
-}
-
-// cpuFlags reads the first processor's from the text of /proc/cpuinfo.
-func cpuFlags(cpuinfo string) []string {
-	for line := range strings.Lines(cpuinfo) {
-		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "flags" {
-			return strings.Fields(value)
-		}
-	}
-	return nil
 }
 
 // kvmAdvice says how a machine may come by KVM, given its processor's flags and

@@ -10,10 +10,11 @@ import (
 	"os/exec"
 	"runtime"
 
-	"github.com/boxlite-oci/boxlite/libvm/self"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/self"
 )
 
 // version and commit are set by the Makefile.

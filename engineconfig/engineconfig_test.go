@@ -3,33 +3,14 @@ package engineconfig
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/boxlite-oci/boxlite/internal/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares got with testdata/name, or writes it with -update.
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s differs (go test ./engineconfig -update rewrites it):\ngot:\n%s\nwant:\n%s", path, got, want)
-	}
-}
 
 // boxlite is the runtime of the golden files.
 var boxlite = Runtime{Name: "boxlite", Path: "/usr/local/bin/boxlite"}
@@ -83,7 +64,7 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatalf("Install = %v", err)
 			}
-			golden(t, tc.name+".out", c.New)
+			golden.Compare(t, tc.name+".out", c.New)
 			if now, _ := os.ReadFile(file); !bytes.Equal(now, before) {
 				t.Errorf("Install has written already: %q", now)
 			}
@@ -284,7 +265,7 @@ func TestContainerdImports(t *testing.T) {
 	if want := filepath.Join(dir, "conf.d/boxlite.toml"); c.Path != want {
 		t.Errorf("Install changes %s, want %s", c.Path, want)
 	}
-	golden(t, "containerd-dropin.out", c.New)
+	golden.Compare(t, "containerd-dropin.out", c.New)
 	apply(t, c)
 	if again, err := Containerd.Install(config, boxlite); err != nil || !again.Empty() {
 		t.Errorf("second Install = %s, %v, want nothing to do", again.Diff(), err)

@@ -12,40 +12,31 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
-	"github.com/boxlite-oci/boxlite/libvm/accel"
 	"github.com/boxlite-oci/boxlite/libvm/fault"
 	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 	"github.com/boxlite-oci/boxlite/libvm/guesttext"
 	"github.com/boxlite-oci/boxlite/libvm/hostcgroup"
-	"github.com/boxlite-oci/boxlite/libvm/parts"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
 	"github.com/boxlite-oci/boxlite/libvm/self"
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
-// birth is a container being made: what was decided, and what there is to undo if
-// it fails.
+// birth is a container being made: what was decided, and what there is to undo if it
+// fails.
 type birth struct {
 	rt     *Runtime
 	spec   *specs.Spec
 	opts   CreateOptions
 	rootfs string
 
-	plan      *plan.Plan
-	parts     *parts.Parts
-	kernel    string // path
-	accel     accel.Accel
-	templates string // directory; empty for none
-
+	cfg     monitorConfig // what was decided, as the monitor is told of it
 	c       *Container
-	cfg     monitorConfig
 	cgroup  *hostcgroup.Cgroup
 	monitor *exec.Cmd
 	sync    *net.UnixConn
@@ -285,7 +276,7 @@ func (b *birth) awaitReady() error {
 		b.rt.Trace.Add("monitor", 0, ev.Trace)
 		b.c.Template = ev.Template
 		if ev.Warning != "" {
-			b.plan.Warnings = append(b.plan.Warnings, ev.Warning)
+			b.cfg.Plan.Warnings = append(b.cfg.Plan.Warnings, ev.Warning)
 		}
 		return nil
 	}
@@ -300,23 +291,18 @@ func (b *birth) awaitReady() error {
 	return err
 }
 
-// monitorKilled says so of a monitor that was.
+// monitorKilled says so of a monitor that was. The monitor's socket has ended, so the
+// monitor ends.
 func (b *birth) monitorKilled() string {
-	for range 20 { // its end follows that of its socket
-		var status unix.WaitStatus
-		pid, err := unix.Wait4(b.monitor.Process.Pid, &status, unix.WNOHANG, nil)
-		switch {
-		case err != nil:
-			return ""
-		case pid == 0:
-			time.Sleep(5 * time.Millisecond)
-		case status.Signaled() && status.Signal() == unix.SIGKILL:
-			return " (killed, " + fault.Killed + ")"
-		default:
-			return ""
-		}
+	if err := b.c.awaitEnd(); err != nil {
+		return ""
 	}
-	return ""
+	_ = b.monitor.Wait() // its status says more
+	status, ok := b.monitor.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok || !status.Signaled() || status.Signal() != unix.SIGKILL {
+		return ""
+	}
+	return " (killed, " + fault.Killed + ")"
 }
 
 // reasonForEnd is what a monitor that has ended gave as its reason, for a hook
@@ -346,7 +332,7 @@ func (b *birth) adopt(vm *vmm.Handover) error {
 			}
 		}
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), score, 0); err != nil {
-			b.plan.Warnf("oom_score_adj of the VM stays what it was while it stood by: %v", err)
+			b.cfg.Plan.Warnf("oom_score_adj of the VM stays what it was while it stood by: %v", err)
 		}
 	}
 	b.c.Keeper = vm.Keeper

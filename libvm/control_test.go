@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/boxlite-oci/boxlite/internal/fakevm"
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 )
@@ -144,7 +145,7 @@ func TestControlDeadline(t *testing.T) {
 // A request that comes in half is no request, and what came beside it is closed by
 // whoever answers.
 func TestReceiveHalfARequest(t *testing.T) {
-	ours, theirs := connections(t)
+	ours, theirs := fakevm.Connections(t)
 	s := newStreams(t)
 	if err := fdpass.Send(ours, s.Stdout); err != nil {
 		t.Fatal(err)
@@ -166,7 +167,7 @@ func TestReceiveHalfARequest(t *testing.T) {
 }
 
 func TestHungUp(t *testing.T) {
-	ours, theirs := connections(t)
+	ours, theirs := fakevm.Connections(t)
 	if hungUp(theirs) {
 		t.Error("an open connection has hung up")
 	}

@@ -59,14 +59,14 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 			err = errors.Join(err, b.undo())
 		}
 	}()
-	if b.accel == accel.TCG {
+	if b.cfg.Accel == accel.TCG {
 		defer r.awaitTurn()()
 	}
 	if err := b.run(); err != nil {
 		return nil, err
 	}
 	// Only now: podman reads a failed create's log as one single message.
-	for _, w := range b.plan.Warnings {
+	for _, w := range b.cfg.Plan.Warnings {
 		r.Log.Warn(w, "id", id)
 	}
 	b.c.monitor = b.monitor
@@ -89,13 +89,13 @@ func (b *birth) decide(id string) error {
 		return err
 	}
 	var reason string
-	if b.accel, reason, err = accel.Resolve(b.rt.Accel); err != nil {
+	if b.cfg.Accel, reason, err = accel.Resolve(b.rt.Accel); err != nil {
 		return err
 	}
-	shape := b.plan.Shape
+	shape := b.cfg.Plan.Shape
 	b.rt.Log.Debug("decided", "id", id, "kernel", shape.Kernel, "because", shape.KernelReason, "privileged", shape.Privileged,
-		"accel", b.accel, "accelBecause", reason, "memoryMiB", shape.MemoryMiB, "vcpus", shape.VCPUs)
-	b.templates, err = b.rt.templatesFor(b.spec)
+		"accel", b.cfg.Accel, "accelBecause", reason, "memoryMiB", shape.MemoryMiB, "vcpus", shape.VCPUs)
+	b.cfg.TemplateDir, err = b.rt.templatesFor(b.spec)
 	return err
 }
 
@@ -112,7 +112,7 @@ func (b *birth) makePlan() (err error) {
 	if err != nil {
 		return err
 	}
-	b.plan, err = plan.Rewrite(b.spec, b.rootfs, facts, b.rt.Overrides)
+	b.cfg.Plan, err = plan.Rewrite(b.spec, b.rootfs, facts, b.rt.Overrides)
 	return err
 }
 
@@ -131,17 +131,17 @@ func checkConsole(spec *specs.Spec, socket string) error {
 // findParts finds the VM's parts: those that flags name before those that
 // config.json names before the installed ones.
 func (b *birth) findParts() (err error) {
-	shape, options := b.plan.Shape, b.rt.Parts
+	shape, options := b.cfg.Plan.Shape, b.rt.Parts
 	options.QEMU = cmp.Or(options.QEMU, shape.Machine.QEMU)
-	if b.parts, err = parts.Find(options); err != nil {
+	if b.cfg.Parts, err = parts.Find(options); err != nil {
 		return err
 	}
-	if b.kernel = shape.Machine.Kernel; b.kernel == "" {
-		b.kernel, err = b.parts.Kernel(shape.Kernel)
+	if b.cfg.Kernel = shape.Machine.Kernel; b.cfg.Kernel == "" {
+		b.cfg.Kernel, err = b.cfg.Parts.Kernel(shape.Kernel)
 		return err
 	}
-	if st, err := os.Stat(b.kernel); err != nil || !st.Mode().IsRegular() {
-		return fmt.Errorf("vm.kernel.path: %s is no file that can be read", b.kernel)
+	if st, err := os.Stat(b.cfg.Kernel); err != nil || !st.Mode().IsRegular() {
+		return fmt.Errorf("vm.kernel.path: %s is no file that can be read", b.cfg.Kernel)
 	}
 	return nil
 }
@@ -156,14 +156,13 @@ func (b *birth) claim(id string) (unlock func(), err error) {
 	netns, hasNet := networkNamespace(b.spec)
 	b.c = &Container{dir: dir, rt: b.rt, State: State{
 		OCIVersion: b.spec.Version, ID: id, Bundle: b.opts.Bundle, Rootfs: b.rootfs, Created: time.Now().UTC(), Owner: owner(), Spec: b.spec,
-		Shape: b.plan.Shape, Accel: b.accel.String(), NetNS: netns.Path, OwnUserNS: os.Geteuid() != 0,
+		Shape: b.cfg.Plan.Shape, Accel: b.cfg.Accel.String(), NetNS: netns.Path, OwnUserNS: os.Geteuid() != 0,
 	}}
 	fresh, _ := hostNamespaces(b.spec)
-	b.cfg = monitorConfig{
-		ID: id, StateDir: dir, Plan: b.plan, Parts: b.parts, Kernel: b.kernel, Accel: b.accel, Debug: b.rt.Debug, Trace: b.rt.Trace != nil,
-		TemplateDir: b.templates, ConsoleSocket: b.opts.ConsoleSocket, PlainNewlines: b.opts.PlainNewlines, OwnNetNS: hasNet && netns.Path == "", HostNetwork: !hasNet,
-		Sandbox: plan.Sandbox(b.spec), OwnUTS: fresh&unix.CLONE_NEWUTS != 0, Hooks: plan.Hooks(b.spec).CreateContainer,
-	}
+	b.cfg.ID, b.cfg.StateDir, b.cfg.Debug, b.cfg.Trace = id, dir, b.rt.Debug, b.rt.Trace != nil
+	b.cfg.ConsoleSocket, b.cfg.PlainNewlines = b.opts.ConsoleSocket, b.opts.PlainNewlines
+	b.cfg.OwnNetNS, b.cfg.HostNetwork, b.cfg.Sandbox = hasNet && netns.Path == "", !hasNet, plan.Sandbox(b.spec)
+	b.cfg.OwnUTS, b.cfg.Hooks = fresh&unix.CLONE_NEWUTS != 0, plan.Hooks(b.spec).CreateContainer
 	if p := b.spec.Process; p != nil {
 		b.cfg.SelinuxLabel, b.cfg.OOMScoreAdj = p.SelinuxLabel, p.OOMScoreAdj
 	}

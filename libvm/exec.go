@@ -205,6 +205,9 @@ func RunExec(sync *net.UnixConn, log *slog.Logger) int {
 	loadTimeZone()
 	x, err := beginExec(sync)
 	if err == nil {
+		if x.tty == nil {
+			_ = os.Stderr.Close() // nothing is said here any more
+		}
 		if err = fault.Wrap("give up privileges", lockdown.Enter()); err != nil {
 			err = errors.Join(err, x.conn.Close()) // which ends the guest's process
 		}
@@ -263,9 +266,9 @@ type execSession struct {
 }
 
 // startExec asks the monitor of the container at dir to execute a process with
-// copies of stdio's descriptors. This process gives up its own, so that a reader
-// sees the end of the output when the guest's process has closed it. A process with a
-// terminal has the size of tty.
+// copies of stdio's descriptors. This process gives up its own but for stderr, where
+// it says what goes wrong later, so that a reader of stdout sees the end when the
+// guest's process has closed it. A process with a terminal has the size of tty.
 func startExec(dir string, params *execParams, stdio Stdio, tty *os.File) (*execSession, error) {
 	x := &execSession{tty: tty}
 	files := []*os.File{stdio.Stdin, stdio.Stdout}
@@ -278,7 +281,7 @@ func startExec(dir string, params *execParams, stdio Stdio, tty *os.File) (*exec
 	}
 	x.conn = conn
 	if x.tty == nil {
-		fdpass.CloseAll(files)
+		fdpass.CloseAll(files[:2])
 	} else {
 		x.resize() // errors show again with the next change of size
 	}

@@ -382,7 +382,7 @@ func TestEvents(t *testing.T) {
 
 // A monitor that goes at the last moment takes the pid file with it.
 func TestPidFileGoesWithTheMonitor(t *testing.T) {
-	ours, theirs := connections(t)
+	ours, theirs := fakevm.Connections(t)
 	if err := theirs.Close(); err != nil {
 		t.Fatal(err)
 	}

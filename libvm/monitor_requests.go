@@ -150,9 +150,9 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	end, err := m.guest.wait(id)
 	if err != nil {
 		end.Signal = int(unix.SIGKILL) // it died with the VM
-		if m.vmLost() {
+		if (errors.Is(err, ErrVMLost) || errors.Is(err, ErrProtocol)) && m.lostUnder() {
 			relay.endInput()
-			return ErrVMLost // the connection's end says so
+			return err // the connection's end says so
 		}
 	}
 	switch {
@@ -171,11 +171,20 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	return guestproto.WriteFrame(conn, end.ExitStatus)
 }
 
-// vmLost says, once a guest does not answer any more, that it is neither the container's
-// end that is the reason nor a SIGKILL.
-func (m *monitor) vmLost() bool {
-	<-m.ended
-	return m.end.Code == exitVMLost && m.end.Signal == 0 && !m.wasKilled()
+// lostUnder says of a VM that has ended that neither the container's end was the reason
+// nor a SIGKILL.
+func (m *monitor) lostUnder() bool {
+	select {
+	case <-m.ended:
+		return m.end.ExitStatus == guestproto.ExitStatus{Code: exitVMLost} && !m.wasKilled()
+	case <-m.lost:
+	}
+	select {
+	case <-m.ended:
+		return m.end.ExitStatus == guestproto.ExitStatus{Code: exitVMLost} && !m.wasKilled()
+	default:
+		return !m.wasKilled()
+	}
 }
 
 // mostLingering is how many processes of detached execs may have ended and left

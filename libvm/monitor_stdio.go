@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/libvm/fault"
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 )
 
 // Stdio are a process's standard streams on the host. With a terminal Stderr is
@@ -53,7 +55,7 @@ type relay struct {
 	changed chan struct{}
 
 	stdin     *yamux.Stream // nil if there is none
-	inputOver *os.File      // closing it ends the reading of stdin
+	inputOver *os.File      // closing it ends the reading of stdin; nil if there is none
 }
 
 // An output is stdout or stderr.
@@ -74,6 +76,13 @@ func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
 	files := map[guestproto.Stream]*os.File{
 		guestproto.Stdin: stdio.Stdin, guestproto.Stdout: stdio.Stdout, guestproto.Stderr: stdio.Stderr,
 	}
+	var over *os.File
+	if stdio.Stdin != nil {
+		var err error
+		if over, r.inputOver, err = os.Pipe(); err != nil {
+			return nil, fault.Wrap("make a pipe", err)
+		}
+	}
 	streams := make(chan opened)
 	pending := 0
 	for name, file := range files {
@@ -87,7 +96,7 @@ func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
 		}()
 	}
 	got := map[guestproto.Stream]*yamux.Stream{}
-	over, inputOver, err := os.Pipe()
+	var err error
 	for range pending {
 		o := <-streams
 		err = cmp.Or(err, o.err) // the others fail for the same reason
@@ -99,13 +108,14 @@ func startRelay(g *guest, process string, stdio Stdio) (*relay, error) {
 		for _, stream := range got {
 			_ = stream.Close() // nothing has come of it
 		}
-		return nil, errors.Join(err, over.Close(), inputOver.Close())
+		if over != nil {
+			fdpass.CloseAll([]*os.File{over, r.inputOver})
+		}
+		return nil, err
 	}
-	r.stdin, r.stdout.stream, r.stderr.stream, r.inputOver = got[guestproto.Stdin], got[guestproto.Stdout], got[guestproto.Stderr], inputOver
+	r.stdin, r.stdout.stream, r.stderr.stream = got[guestproto.Stdin], got[guestproto.Stdout], got[guestproto.Stderr]
 	if r.stdin != nil {
 		go copyIn(r.stdin, stdio.Stdin, over)
-	} else {
-		_ = over.Close()
 	}
 	if r.stdout.stream != nil {
 		go r.copyOut(&r.stdout, stdio.Stdout)
@@ -161,10 +171,11 @@ func readUnless(over, file *os.File, buf []byte) (n int, err error) {
 
 // endInput ends the reading of stdin.
 func (r *relay) endInput() {
-	_ = r.inputOver.Close() // it is but a sign
-	if r.stdin != nil {
-		_ = r.stdin.SetWriteDeadline(time.Now())
+	if r.stdin == nil {
+		return
 	}
+	_ = r.inputOver.Close() // it is but a sign
+	_ = r.stdin.SetWriteDeadline(time.Now())
 }
 
 const copyBytes = 128 << 10

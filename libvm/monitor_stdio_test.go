@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 
+	"github.com/boxlite-oci/boxlite/internal/fakevm"
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm/controlport"
 )
@@ -22,7 +23,7 @@ type peer struct {
 
 func newPeer(t *testing.T) *peer {
 	t.Helper()
-	host, vm := connections(t)
+	host, vm := fakevm.Connections(t)
 	session, err := yamux.Server(vm, guestproto.SessionConfig(io.Discard))
 	if err != nil {
 		t.Fatal(err)
@@ -123,10 +124,11 @@ func TestRelayRefused(t *testing.T) {
 		t.Errorf("stdin = %v, want none for /dev/null alone", stdio.Stdin)
 	}
 	p := newPeer(t)
-	p.accept(2, guestproto.Reply{Error: guestproto.Errorf(guestproto.CodeNoProcess, "refused")})
+	refused := p.accept(2, guestproto.Reply{Error: guestproto.Errorf(guestproto.CodeNoProcess, "refused")})
 	if _, err := startRelay(p.guest, "exec1", stdio); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("startRelay = %v", err)
 	}
+	<-refused
 }
 
 // A stdin whose process has ended leaves what comes then to others who read the file.

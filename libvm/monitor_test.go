@@ -46,7 +46,7 @@ func runMonitor(t *testing.T, process *specs.Process, stdio Stdio) *monitor {
 			Shape: plan.Shape{Kernel: "lean", MemoryMiB: 192, VCPUs: 1},
 		},
 	}
-	sync, _ := connections(t)
+	sync, _ := fakevm.Connections(t)
 	c := &creation{monitor: m, sync: sync, share: filepath.Join(dir, shareDir)}
 	t.Cleanup(m.stop)
 	openStdio := func() error { m.stdio = stdio; return nil }
@@ -59,22 +59,6 @@ func runMonitor(t *testing.T, process *specs.Process, stdio Stdio) *monitor {
 	go m.watchOOM()
 	t.Cleanup(func() { _ = c.listener.Close() })
 	return m
-}
-
-// connections are two ends of one.
-func connections(t *testing.T) (ours, theirs *net.UnixConn) {
-	t.Helper()
-	ours, file, err := fdpass.Socketpair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := net.FileConn(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = file.Close()
-	t.Cleanup(func() { _, _ = ours.Close(), conn.Close() })
-	return ours, conn.(*net.UnixConn)
 }
 
 // ask makes a request of a monitor, as a command does that is satisfied with the reply.
@@ -335,7 +319,7 @@ func TestBootError(t *testing.T) {
 func TestCommit(t *testing.T) {
 	m := &monitor{}
 	m.origin.Template, m.origin.Warning = "key", "warning"
-	ours, theirs := connections(t)
+	ours, theirs := fakevm.Connections(t)
 	done := make(chan error, 1)
 	go func() { done <- m.commit(theirs) }()
 	var ev monitorEvent
@@ -348,7 +332,7 @@ func TestCommit(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("commit = %v", err)
 	}
-	ours, theirs = connections(t)
+	ours, theirs = fakevm.Connections(t)
 	_ = ours.Close()
 	if err := m.commit(theirs); err == nil {
 		t.Error("commit without create is no error")

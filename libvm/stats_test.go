@@ -1,12 +1,12 @@
 package libvm
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"strings"
 	"testing"
 
+	"github.com/boxlite-oci/boxlite/internal/golden"
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
@@ -23,7 +23,7 @@ func TestStatsOf(t *testing.T) {
 		`"memory":{"cache":6,"usage":{"limit":100,"usage":10,"max":12,"failcnt":5},"swap":{"limit":18446744073709551615,"usage":11,"failcnt":0},` +
 		`"kernel":{"limit":18446744073709551615,"usage":2,"failcnt":0},"kernelTCP":{"limit":18446744073709551615,"failcnt":0},"raw":{"file":6}},` +
 		`"pids":{"current":3},"blkio":{},"hugetlb":{},"intel_rdt":{},"network_interfaces":null}`
-	wantJSON(t, "statsOf", got, rawJSON(want))
+	golden.SameJSON(t, "statsOf", got, rawJSON(want))
 }
 
 type rawJSON string
@@ -67,21 +67,5 @@ func TestOOMCount(t *testing.T) {
 	<-changed
 	if o.raise(1); kills != 0 || o.kills != 2 {
 		t.Errorf("count = %d after %d, want 2 after 0", o.kills, kills)
-	}
-}
-
-// wantJSON compares values by their JSON.
-func wantJSON(t *testing.T, what string, got, want any) {
-	t.Helper()
-	g, err := json.Marshal(got)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := json.Marshal(want)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(g) != string(w) {
-		t.Errorf("%s = %s, want %s", what, g, w)
 	}
 }

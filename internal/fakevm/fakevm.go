@@ -7,11 +7,13 @@
 package fakevm
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 	"github.com/boxlite-oci/boxlite/libvm/parts"
 )
 
@@ -102,4 +104,20 @@ func (p Programs) Break(program string) {
 	if err := os.Symlink("/bin/false", program); err != nil {
 		p.t.Fatal(err)
 	}
+}
+
+// Connections are the two ends of a connection, which the test's end closes.
+func Connections(t *testing.T) (ours, theirs *net.UnixConn) {
+	t.Helper()
+	ours, file, err := fdpass.Socketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.FileConn(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = file.Close()
+	t.Cleanup(func() { _, _ = ours.Close(), conn.Close() })
+	return ours, conn.(*net.UnixConn)
 }

@@ -1,9 +1,10 @@
-// Package golden is for tests that compare what a pure function returns with a
-// file.
+// Package golden is for tests that compare what a pure function returns: with a file, or
+// by its JSON.
 package golden
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
 	"os"
 	"path/filepath"
@@ -29,5 +30,21 @@ func Compare(t *testing.T, name string, got []byte) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Errorf("%s differs (the flag -update rewrites it):\ngot:\n%s\nwant:\n%s", path, got, want)
+	}
+}
+
+// SameJSON compares values by their JSON.
+func SameJSON(t *testing.T, what string, got, want any) {
+	t.Helper()
+	g, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(g) != string(w) {
+		t.Errorf("%s = %s, want %s", what, g, w)
 	}
 }

@@ -77,17 +77,9 @@ func Usable() error {
 // hasVirtualization looks for the flags of Intel's and AMD's extensions in the
 // form of /proc/cpuinfo.
 func hasVirtualization(cpuinfo io.Reader) (bool, error) {
-	s := bufio.NewScanner(cpuinfo)
-	s.Buffer(nil, 1<<20)
-	for s.Scan() {
-		name, value, _ := strings.Cut(s.Text(), ":")
-		if strings.TrimSpace(name) != "flags" {
-			continue
-		}
-		flags := strings.Fields(value)
-		return slices.Contains(flags, "vmx") || slices.Contains(flags, "svm"), nil
-	}
-	return false, s.Err()
+	value, err := CPUInfo(cpuinfo, "flags")
+	flags := strings.Fields(value)
+	return slices.Contains(flags, "vmx") || slices.Contains(flags, "svm"), err
 }
 
 // Emulated says that the machine is itself one of QEMU's emulator (TCG). Its KVM then
@@ -102,18 +94,23 @@ func Emulated() bool {
 	return emulates(f)
 }
 
-// emulates looks for the model name that QEMU's emulator gives its processors, in the
-// form of /proc/cpuinfo.
+// emulates looks for the model name that QEMU's emulator gives its processors.
 func emulates(cpuinfo io.Reader) bool {
+	model, err := CPUInfo(cpuinfo, "model name")
+	return err == nil && strings.HasPrefix(model, "QEMU TCG ")
+}
+
+// CPUInfo is the value that a text in the form of /proc/cpuinfo has for a name, of its
+// first processor; empty if there is none.
+func CPUInfo(cpuinfo io.Reader, name string) (string, error) {
 	s := bufio.NewScanner(cpuinfo)
 	s.Buffer(nil, 1<<20)
 	for s.Scan() {
-		name, value, _ := strings.Cut(s.Text(), ":")
-		if strings.TrimSpace(name) == "model name" {
-			return strings.HasPrefix(strings.TrimSpace(value), "QEMU TCG ")
+		if key, value, _ := strings.Cut(s.Text(), ":"); strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value), nil
 		}
 	}
-	return false
+	return "", s.Err()
 }
 
 // probe creates a VM and lets it go again.

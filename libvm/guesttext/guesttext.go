@@ -56,14 +56,19 @@ func printable(text string, most int) string {
 	const cut = "..."
 	var b strings.Builder
 	for _, r := range text { // what is no UTF-8 comes as U+FFFD
-		s := string(r)
-		if !unicode.IsPrint(r) {
-			s = strings.Trim(strconv.QuoteRune(r), "'")
-		}
+		s := Escape(r)
 		if b.Len()+len(s) > most-len(cut) {
 			return b.String() + cut
 		}
 		b.WriteString(s)
 	}
 	return b.String()
+}
+
+// Escape is a character as it may be shown: printable, or as in Go's strings.
+func Escape(r rune) string {
+	if unicode.IsPrint(r) {
+		return string(r)
+	}
+	return strings.Trim(strconv.QuoteRune(r), "'")
 }

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/internal/golden"
 )
 
 func TestMergeResources(t *testing.T) {
@@ -37,9 +39,9 @@ func TestMergeResources(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			old, before := resources(t, tc.old), resources(t, tc.old)
 			after, change := MergeResources(old, resources(t, tc.update))
-			wantJSON(t, "after", after, resources(t, tc.after))
-			wantJSON(t, "change", change, resources(t, tc.change))
-			wantJSON(t, "the old ones, afterwards", old, before)
+			golden.SameJSON(t, "after", after, resources(t, tc.after))
+			golden.SameJSON(t, "change", change, resources(t, tc.change))
+			golden.SameJSON(t, "the old ones, afterwards", old, before)
 		})
 	}
 	if after, _ := MergeResources(nil, resources(t, `{"pids":{"limit":4}}`)); *after.Pids.Limit != 4 {
@@ -52,7 +54,7 @@ func TestGuestResources(t *testing.T) {
 		"devices":[{"allow":false}], "network":{"classID":1}, "memory":{"limit":5},
 		"cpu":{"quota":3,"cpus":"4-6","mems":"1","realtimePeriod":5},
 		"blockIO":{"weight":10,"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]}}`), 2)
-	wantJSON(t, "guestResources", got, resources(t, `{"memory":{"limit":5},"cpu":{"quota":3,"cpus":"0-1"},"blockIO":{"weight":10}}`))
+	golden.SameJSON(t, "guestResources", got, resources(t, `{"memory":{"limit":5},"cpu":{"quota":3,"cpus":"0-1"},"blockIO":{"weight":10}}`))
 	if got := GuestResources(nil, 1); got != nil {
 		t.Errorf("guestResources(nil) = %+v", got)
 	}
@@ -86,19 +88,4 @@ func resources(t *testing.T, text string) *specs.LinuxResources {
 		t.Fatal(err)
 	}
 	return r
-}
-
-func wantJSON(t *testing.T, what string, got, want any) {
-	t.Helper()
-	g, err := json.Marshal(got)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := json.Marshal(want)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(g) != string(w) {
-		t.Errorf("%s = %s, want %s", what, g, w)
-	}
 }

@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/fakevm"
-	"github.com/boxlite-oci/boxlite/libvm/fdpass"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
 	"github.com/boxlite-oci/boxlite/libvm/self"
 )
@@ -191,20 +190,4 @@ func arguments(t *testing.T, line, command string) map[string]any {
 		t.Fatal(err)
 	}
 	return args
-}
-
-// peers are two ends of a connection.
-func peers(t *testing.T) (ours, theirs *net.UnixConn) {
-	t.Helper()
-	ours, file, err := fdpass.Socketpair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := net.FileConn(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = file.Close()
-	t.Cleanup(func() { _, _ = ours.Close(), conn.Close() })
-	return ours, conn.(*net.UnixConn)
 }

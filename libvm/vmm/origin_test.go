@@ -198,7 +198,7 @@ type testKeeper struct {
 
 func runKeeper(t *testing.T, f *Factory) *testKeeper {
 	t.Helper()
-	ours, theirs := peers(t)
+	ours, theirs := fakevm.Connections(t)
 	k := &testKeeper{sync: ours, status: make(chan int, 1)}
 	go func() {
 		status := RunKeeper(theirs, slog.New(slog.DiscardHandler))
