@@ -9,7 +9,7 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
-// GrowMemory gives the VM totalMiB or a little more.
+// growMemory gives the VM totalMiB or a little more.
 func (m *monitor) growMemory(totalMiB int) error {
 	if err := m.vmm.GrowMemory(totalMiB-m.cfg.Plan.Shape.MemoryMiB, m.whileStopped); err != nil {
 		return fmt.Errorf("a VM of %d MiB: %w", totalMiB, err)

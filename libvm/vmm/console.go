@@ -73,7 +73,7 @@ const (
 	mostAnswer = 128 << 10
 )
 
-// StuckTasks asks the guest's kernel what keeps the guest and returns that for an
+// stuckTasks asks the guest's kernel what keeps the guest and returns that for an
 // error, or that the kernel does not answer either. It is asked once.
 func (c *guestConsole) stuckTasks() string {
 	late := time.After(tasksTimeout)

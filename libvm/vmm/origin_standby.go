@@ -139,7 +139,7 @@ func (s *Starter) complete(v *VM, conn *net.UnixConn, share *os.File) (err error
 // adoptedQEMU is the QEMU at the other end of a keeper's connection.
 func adoptedQEMU(keeper *net.UnixConn, log *slog.Logger) *process {
 	p := &process{name: "QEMU", done: make(chan struct{}), tail: &fault.Tail{Limit: 4 << 10}}
-	p.kill = func() { _ = keeper.CloseWrite() }
+	p.end = func() { _ = keeper.CloseWrite() }
 	go func() {
 		end := vmEnd{Status: "its keeper ended"}
 		_ = guestproto.ReadFrame(keeper, maxVMEnd, &end) // QEMU ends with its keeper

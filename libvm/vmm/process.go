@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,7 +34,8 @@ type process struct {
 	done   chan struct{} // closed when it has been reaped
 	status string        // how it ended, once done is closed
 	tail   *fault.Tail   // the end of what it wrote to stderr
-	kill   func()        // has it end; it may have ended already
+	end    func()        // has it end; it may have ended already
+	killed atomic.Bool   // by kill
 	thread chan func()   // what the thread that it was forked from shall do; nil for a keeper's
 }
 
@@ -63,7 +65,7 @@ func startProcess(name, path string, args []string, confine func(*syscall.SysPro
 			started <- err
 			return
 		}
-		p.pid, p.kill = cmd.Process.Pid, func() { _ = cmd.Process.Kill() }
+		p.pid, p.end = cmd.Process.Pid, func() { _ = cmd.Process.Kill() }
 		started <- nil
 		ended := make(chan error)
 		go func() { ended <- cmd.Wait() }()
@@ -82,6 +84,12 @@ func startProcess(name, path string, args []string, confine func(*syscall.SysPro
 		return nil, err
 	}
 	return p, nil
+}
+
+// kill has the process end. It may have ended already.
+func (p *process) kill() {
+	p.killed.Store(true)
+	p.end()
 }
 
 // onThread runs f on the thread that the process was forked from.
@@ -135,7 +143,7 @@ func noNewPrivileges() error {
 	return fault.Wrap("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 }
 
-// LastWords tells how the process ended, to be appended to an error; nothing if
+// lastWords tells how the process ended, to be appended to an error; nothing if
 // it still runs. A process whose socket has just closed gets a moment to be
 // reaped.
 func (p *process) lastWords() string {
@@ -145,7 +153,7 @@ func (p *process) lastWords() string {
 	select {
 	case <-p.done:
 		said := guesttext.Harmless(strings.TrimSpace(p.tail.String()))
-		if said == "" && strings.HasPrefix(p.status, "signal: killed") {
+		if said == "" && strings.HasPrefix(p.status, "signal: killed") && !p.killed.Load() {
 			said = fault.Killed
 		}
 		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, said)
