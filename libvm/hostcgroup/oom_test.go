@@ -36,7 +36,8 @@ func TestMain(m *testing.M) {
 }
 
 // Who watches the cgroup as containerd's shim and conmon do learns of it, and
-// the process that rings lives on.
+// the process that rings lives on. Whom the kernel kills depends on the moment: a
+// bell that had one victim killed its ringer once in 50 times.
 func TestOOMBell(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("makes cgroups, which needs root")
@@ -45,15 +46,24 @@ func TestOOMBell(t *testing.T) {
 	if cgroups.IsCgroup2UnifiedMode() {
 		root = "/sys/fs/cgroup"
 	}
-	dir := filepath.Join(root, fmt.Sprintf("boxlite-test-oom-%d", os.Getpid()))
+	for i := range 30 {
+		dir := filepath.Join(root, fmt.Sprintf("boxlite-test-oom-%d-%d", os.Getpid(), i))
+		if !ringsOnce(t, dir) {
+			t.Fatalf("ring %d failed", i)
+		}
+	}
+}
+
+func ringsOnce(t *testing.T, dir string) bool {
+	t.Helper()
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	defer func() {
 		if err := unix.Rmdir(dir); err != nil {
 			t.Error(err)
 		}
-	})
+	}()
 	limit := filepath.Join(dir, "memory.max")
 	if !cgroups.IsCgroup2UnifiedMode() {
 		limit = filepath.Join(dir, "memory.limit_in_bytes")
@@ -63,7 +73,7 @@ func TestOOMBell(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), ringVar+"="+dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("the process that rings: %v: %s", err, out)
+		t.Errorf("the process that rings: %v: %s", err, out)
 	}
 	if n := told(); n == 0 {
 		t.Error("who watches the cgroup has not been told")
@@ -71,6 +81,7 @@ func TestOOMBell(t *testing.T) {
 	if after := readTestFile(t, limit); after != before {
 		t.Errorf("the limit was %s and is %s", before, after)
 	}
+	return !t.Failed()
 }
 
 // watchOOM returns a function that says how often the kernel has told of a kill.
