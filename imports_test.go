@@ -24,6 +24,7 @@ func TestImports(t *testing.T) {
 		module + "/libvm": hostCode, module + "/kernels": hostCode, "net/http": size, "github.com/sirupsen/logrus": size, "testing": size,
 	})
 	forbid(t, module+"/internal/guestproto", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/kernels": leaf})
+	forbid(t, module+"/internal/tsc", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/internal/guestproto": leaf})
 	forbid(t, module+"/libvm/qmp", map[string]string{module + "/libvm": "it knows QEMU and nothing of containers"})
 	forbid(t, module+"/libvm/plan", map[string]string{
 		"os/exec": pure, module + "/libvm/qmp": pure, module + "/libvm/hostcgroup": pure, module + "/libvm/hostnet": pure,

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,23 +29,6 @@ func (s *server) hello(req *guestproto.HelloRequest) (any, error) {
 		return nil, fmt.Errorf("uname: %w", err)
 	}
 	return &guestproto.HelloReply{Version: guestproto.Version, KernelRelease: unix.ByteSliceToString(uts.Release[:])}, nil
-}
-
-// clock moves the clock forward, never back. The host's time is older by what the
-// request took on its way. A request that took long must not undo a better one.
-func (s *server) clock(req *guestproto.ClockRequest) (any, error) {
-	if time.Now().UnixNano() >= req.UnixNano {
-		return nil, nil
-	}
-	return nil, setClock(req.UnixNano)
-}
-
-func setClock(unixNano int64) error {
-	now := unix.NsecToTimespec(unixNano)
-	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
-		return fmt.Errorf("set clock to %v: %w", time.Unix(0, unixNano), err)
-	}
-	return nil
 }
 
 // maxEntropy is more than the kernel's pool holds.

@@ -16,6 +16,7 @@ import (
 	"sync"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/tsc"
 )
 
 // The main goroutine stays on the main thread, so that the threads which
@@ -32,6 +33,7 @@ func main() {
 	// interrupts it. Where many emulated VMs start on few host processors, that makes all of them a fifth slower.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(400) // the heap is a few MiB; under TCG a collection costs milliseconds
+	booted, _ := tsc.Now()  // who asks for the clock's rate hears the error
 	filter, err := os.ReadFile(guestproto.DeviceFilterFile)
 	check("read the device filter", err)
 	check("switch to a root of our own", switchRoot())
@@ -53,6 +55,7 @@ func main() {
 	network, err := newNetworkState()
 	check("prepare for a network", err)
 	server := newServer(children, network, ground, filter)
+	server.booted = booted
 	// Last: this tells the monitor that the guest is ready, to be saved as a
 	// template or to be spoken to.
 	port, err := openControlPort(device)

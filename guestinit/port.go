@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,17 +92,16 @@ func (p *controlPort) awaitHost() error {
 	}
 }
 
-// peek says whether the next byte is what, and reads the byte if so.
-func (p *controlPort) peek(what byte) (bool, error) {
+// peek returns the next byte. The byte has been read if it is one of those.
+func (p *controlPort) peek(those ...byte) (byte, error) {
 	next := make([]byte, 1)
 	if _, err := io.ReadFull(p, next); err != nil {
-		return false, err
+		return 0, err
 	}
-	if next[0] == what {
-		return true, nil
+	if !slices.Contains(those, next[0]) {
+		p.ahead = next
 	}
-	p.ahead = next
-	return false, nil
+	return next[0], nil
 }
 
 func (p *controlPort) Read(b []byte) (int, error) {

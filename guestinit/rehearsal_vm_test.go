@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"strings"
@@ -68,4 +69,23 @@ func TestRehearsal(t *testing.T) {
 	if end.Signal != 9 {
 		t.Errorf("ended with %s, want signal 9", fmt.Sprint(end))
 	}
+}
+
+// A guest that is asked how fast its clock is says so, and then takes a session.
+func TestClockRate(t *testing.T) {
+	v, port := silentVM(t)
+	_ = port.SetDeadline(time.Now().Add(bootTimeout))
+	if _, err := port.Write([]byte{guestproto.ClockRate}); err != nil {
+		t.Fatal(err)
+	}
+	var rep guestproto.Reply
+	if err := guestproto.ReadFrame(port, guestproto.MaxReply, &rep); err != nil {
+		t.Fatal(err)
+	}
+	_ = port.SetDeadline(time.Time{})
+	var rate guestproto.ClockRateReply
+	if err := json.Unmarshal(rep.Body, &rate); err != nil || rate.TSCKHz < 100_000 || rate.TSCKHz > 1e9 {
+		t.Errorf("clock rate = %s, %v, %v", rep.Body, rep.Error, err) // its kernel was not told
+	}
+	v.greet(port)
 }

@@ -244,9 +244,22 @@ func testLimits(t *testing.T, v *vm) {
 	if r := <-oom; r.Kills != 1 {
 		t.Errorf("kills = %d, want 1", r.Kills)
 	}
-	v.ok(guestproto.OpClock, guestproto.ClockRequest{UnixNano: 4_000_000_000e9}, nil)
-	if r := v.exec("date", shell("date +%s | cut -c1-8"), ""); r.stdout != "40000000\n" {
-		t.Errorf("date = %+v, want 4000000000", r)
+	for i, c := range []struct {
+		req  guestproto.ClockRequest
+		want string
+	}{
+		{guestproto.ClockRequest{UnixNano: 4_000_000_000e9}, "40000000\n"},
+		{guestproto.ClockRequest{UnixNano: 3_000_000_000e9}, "40000000\n"},
+		{guestproto.ClockRequest{UnixNano: 3_000_000_000e9, Back: true}, "30000000\n"},
+	} {
+		var rep guestproto.ClockReply
+		v.ok(guestproto.OpClock, c.req, &rep)
+		if i > 0 && rep.UnixNano/1e15 != 4_000 {
+			t.Errorf("the clock was at %d, want 4000000000 s", rep.UnixNano)
+		}
+		if r := v.exec(fmt.Sprintf("date%d", i), shell("date +%s | cut -c1-8"), ""); r.stdout != c.want {
+			t.Errorf("date after %+v = %+v, want %s", c.req, r, c.want)
+		}
 	}
 }
 

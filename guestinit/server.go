@@ -14,6 +14,7 @@ import (
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/internal/tsc"
 )
 
 // A server answers the monitor's requests. It holds the one container.
@@ -24,6 +25,8 @@ type server struct {
 	handlers map[guestproto.Op]handler
 	// filter is the device filter of the groundwork.
 	filter []byte
+	// booted is when guestinit has started; the zero value where nobody can say.
+	booted tsc.Moment
 
 	mu        sync.Mutex
 	ground    *groundwork // nil once a create has had it
@@ -47,7 +50,7 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 		guestproto.OpOOM:     handle(s.awaitOOM),
 		guestproto.OpForget:  handle(s.forget),
 	}
-	primeJSON(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.WaitReply{})
+	primeJSON(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.ClockReply{}, guestproto.WaitReply{})
 	return s
 }
 
@@ -92,18 +95,21 @@ func (s *server) serve(port *controlPort) error {
 		if err := port.awaitHost(); err != nil {
 			return err
 		}
-		rehearsal, err := port.peek(guestproto.Rehearsal)
+		first, err := port.peek(guestproto.Rehearsal, guestproto.ClockRate)
 		if err != nil {
 			continue // the host has gone again
 		}
-		if rehearsal {
+		switch first {
+		case guestproto.Rehearsal:
 			s.answerRehearsal(port)
-			continue
+		case guestproto.ClockRate:
+			s.answerClockRate(port)
+		default:
+			if err := s.hold(port); err != nil {
+				return err
+			}
+			debugf("session ended")
 		}
-		if err := s.hold(port); err != nil {
-			return err
-		}
-		debugf("session ended")
 	}
 }
 

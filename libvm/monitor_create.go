@@ -357,19 +357,28 @@ func (m *monitor) setClock() <-chan struct{} {
 	go func() {
 		defer once()
 		for range clockTries {
-			began := time.Now()
-			err := m.ask(guestproto.OpClock, guestproto.ClockRequest{UnixNano: began.UnixNano()}, nil)
+			late, err := m.tellTime(promptly)
 			if err != nil { // the VM has ended, or stands still: resume sets it
 				m.log.Debug("set the guest's clock", "error", err)
 				return
 			}
-			if time.Since(began) < clockTolerance {
+			if late < clockTolerance {
 				return
 			}
 			once()
 		}
 	}()
 	return tried
+}
+
+// tellTime sets the guest's clock once, which is then behind by late at most. A clock
+// that is ahead is set back, but for clockTolerance.
+func (m *monitor) tellTime(p patience) (late time.Duration, err error) {
+	if !m.paused.gate.enter(nil) {
+		return 0, ErrPaused
+	}
+	defer m.paused.gate.leave()
+	return m.guest.tellTime(p)
 }
 
 // bootError adds what QEMU and virtiofsd said to a VM's end.

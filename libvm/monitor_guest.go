@@ -230,6 +230,26 @@ func (g *guest) hello(debug bool, timeout time.Duration) (release string, err er
 	return guesttext.Harmless(rep.KernelRelease), nil
 }
 
+// tellTime sets the guest's wall clock, which is then behind by late at most. A
+// request that is late is not seen from a clock that is ahead by the guest, which so
+// says what its clock was: one that was ahead of the reply is set back.
+func (g *guest) tellTime(p patience) (late time.Duration, err error) {
+	var rep guestproto.ClockReply
+	req := guestproto.ClockRequest{}
+	for {
+		began := time.Now()
+		req.UnixNano = began.UnixNano()
+		if err := g.call(guestproto.OpClock, req, &rep, p); err != nil {
+			return 0, err
+		}
+		ended := time.Now()
+		if ahead := time.Duration(rep.UnixNano - ended.UnixNano()); req.Back || ahead < clockTolerance {
+			return ended.Sub(began), nil
+		}
+		req.Back = true
+	}
+}
+
 // create has the guest build a container. Its steps go to the recorder, which may
 // be nil.
 func (g *guest) create(req guestproto.CreateRequest, steps *trace.Recorder, timeout time.Duration) error {

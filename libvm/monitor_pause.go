@@ -64,8 +64,7 @@ func (m *monitor) resume() error {
 	if err != nil {
 		return err
 	}
-	clock := guestproto.ClockRequest{UnixNano: time.Now().UnixNano()}
-	if err := m.guest.call(guestproto.OpClock, clock, nil, within(clockPatience)); err != nil {
+	if _, err := m.guest.tellTime(within(clockPatience)); err != nil {
 		m.log.Warn("the guest's clock has not been set after the pause", "error", err)
 	}
 	go m.catchUp(queued)

@@ -6,8 +6,10 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/tsc"
 )
 
 func main() {
@@ -22,6 +25,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "hostileinit: runs as PID 1 of a boxlite guest only")
 		os.Exit(2)
 	}
+	booted, _ := tsc.Now() // the tests' machines have one
 	check("mount", mountSystem())
 	device, err := findControlPort()
 	check("find control port", err)
@@ -29,7 +33,16 @@ func main() {
 	check("open control port", err)
 	for {
 		check("await the host", p.awaitHost())
-		newGuest(p).serve() // a template is saved before the first word, so the first session may be in a copy
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(p, first); err != nil {
+			continue // the host has gone again
+		}
+		if first[0] == guestproto.ClockRate {
+			check("say how fast the clock is", p.sayClockRate(booted))
+			continue
+		}
+		p.ahead = first
+		newGuest(p).serve() // a template is saved before the first session, which may so be in a copy
 	}
 }
 
@@ -81,7 +94,34 @@ func findControlPort() (device string, err error) {
 // A port is the guest's end of the control port, as in guestinit.
 type port struct {
 	*os.File
-	epoll int // tells, edge-triggered, of changes
+	epoll int    // tells, edge-triggered, of changes
+	ahead []byte // has been read to see what comes
+}
+
+func (p *port) Read(b []byte) (int, error) {
+	if len(p.ahead) > 0 {
+		n := copy(b, p.ahead)
+		p.ahead = p.ahead[n:]
+		return n, nil
+	}
+	return p.File.Read(b)
+}
+
+// sayClockRate is true: what lies is not saved.
+func (p *port) sayClockRate(booted tsc.Moment) error {
+	now, err := tsc.Now()
+	if err != nil {
+		return err
+	}
+	khz, _, err := booted.KHz(now)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(guestproto.ClockRateReply{TSCKHz: khz})
+	if err != nil {
+		return err
+	}
+	return guestproto.WriteFrame(p, guestproto.Reply{Body: body})
 }
 
 func openPort(device string) (*port, error) {

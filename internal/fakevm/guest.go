@@ -9,12 +9,14 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/yamux"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/tsc"
 )
 
 // A process of the fake guest's container is one of these commands. Signals that end
@@ -51,14 +53,15 @@ type process struct {
 
 // Guest is guestinit at its end of the control port, until that is closed.
 func Guest(conn net.Conn) {
+	beforehand := map[byte]func(*port) error{guestproto.Rehearsal: rehearse, guestproto.ClockRate: tellClockRate}
 	port := &port{Conn: conn, in: bufio.NewReader(conn)}
 	for {
 		first, err := port.in.Peek(1)
 		if err != nil {
 			return
 		}
-		if first[0] == guestproto.Rehearsal {
-			if err := rehearse(port); err != nil {
+		if serve, ok := beforehand[first[0]]; ok {
+			if err := serve(port); err != nil {
 				return
 			}
 			continue
@@ -96,6 +99,22 @@ func rehearse(port *port) error {
 		err = guestproto.WriteFrame(port, guestproto.Reply{})
 	}
 	return err
+}
+
+// tellClockRate says that the guest's clock is right.
+func tellClockRate(p *port) error {
+	if _, err := p.in.Discard(1); err != nil {
+		return err
+	}
+	khz, err := tsc.Measure()
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(guestproto.ClockRateReply{TSCKHz: float64(khz)})
+	if err != nil {
+		return err
+	}
+	return guestproto.WriteFrame(p, guestproto.Reply{Body: body})
 }
 
 func (g *guest) answer(stream *yamux.Stream) {
@@ -174,9 +193,11 @@ func (g *guest) handle(req guestproto.Request) (any, error) {
 		}, nil
 	case guestproto.OpOOM:
 		return do(req, g.awaitKill)
+	case guestproto.OpClock:
+		return guestproto.ClockReply{UnixNano: time.Now().UnixNano()}, nil
 	case guestproto.OpForget:
 		return guestproto.ForgetReply{Before: 10, After: 1}, nil
-	case guestproto.OpResize, guestproto.OpNetwork, guestproto.OpClock, guestproto.OpDNS:
+	case guestproto.OpResize, guestproto.OpNetwork, guestproto.OpDNS:
 		return nil, nil
 	}
 	return nil, guestproto.Errorf(guestproto.CodeBadRequest, "unknown request %q", req.Op)

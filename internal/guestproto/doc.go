@@ -26,6 +26,11 @@
 //	|-- byte Rehearsal, RehearsalRequest ------->|   a container's life, from hello to wait,
 //	|<------------------------- Reply -----------|   in a session of the guest's with itself
 //
+// or, before it is saved as a template, how fast its clock is:
+//
+//	|-- byte ClockRate ------------------------->|
+//	|<------------------ Reply, ClockRateReply --|
+//
 // A request is two frames, the operation's name and a body; a reply is one. A
 // frame is a 4-byte big-endian length and that many bytes of JSON, at most
 // [MaxRequest] towards the guest and [MaxReply] towards the host: the guest is

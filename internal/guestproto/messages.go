@@ -11,7 +11,7 @@ import (
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 5
+const Version = 6
 
 const (
 	// ControlPort is the name of the virtio-serial port
@@ -35,6 +35,16 @@ const LoopDevices = 8
 // one Reply. Then a session may begin, or another rehearsal.
 const Rehearsal = 'R'
 
+// ClockRate is the byte that a host sends in place of a session to ask how fast the
+// guest's clock is. The guest answers with one Reply, whose body is a ClockRateReply.
+const ClockRate = 'C'
+
+// ClockRateReply is what the guest takes the host's time stamp counter to do.
+type ClockRateReply struct {
+	// TSCKHz is the counter's rate by the guest's clock, in kHz.
+	TSCKHz float64 `json:"tscKHz"`
+}
+
 // Init is the process id of the container init; exec processes have the ids
 // that their ExecRequest gave them.
 const Init = ""
@@ -54,7 +64,7 @@ const (
 	OpSignal  Op = "signal"  // SignalRequest, -
 	OpResize  Op = "resize"  // ResizeRequest, -
 	OpNetwork Op = "network" // Network, -
-	OpClock   Op = "clock"   // ClockRequest, -
+	OpClock   Op = "clock"   // ClockRequest, ClockReply
 	OpUpdate  Op = "update"  // UpdateRequest, -
 	OpStats   Op = "stats"   // -, StatsReply
 	OpOOM     Op = "oom"     // OOMRequest, OOMReply
@@ -99,7 +109,15 @@ type HelloRequest struct {
 
 // ClockRequest moves the guest's wall clock forward to UnixNano, if it is behind.
 // The clock stands still while the VM is paused, and hello may have taken its time.
+// With Back the clock is set if it is ahead, too. Only the host knows whether it is
+// the request that is late.
 type ClockRequest struct {
+	UnixNano int64 `json:"unixNano"`
+	Back     bool  `json:"back,omitempty"`
+}
+
+// ClockReply is the guest's wall clock when the request came, before it was set.
+type ClockReply struct {
 	UnixNano int64 `json:"unixNano"`
 }
 

@@ -13,7 +13,7 @@ import (
 
 // formatVersion is raised when the files of a template change their meaning, or
 // what is done to a VM before it is saved.
-const formatVersion = 2
+const formatVersion = 3
 
 // Identity is everything that shapes a saved VM. Two VMs may be copies of one
 // template if and only if their identities are equal.

@@ -51,7 +51,7 @@ func start(p *parts.Parts, cfg Config, files Files, from *template.Template, ste
 }
 
 func (l *launch) run() error {
-	for _, step := range []func() error{l.connect, l.spawn, l.greet, l.settle} {
+	for _, step := range []func() error{l.connect, l.tellRate, l.spawn, l.greet, l.settle} {
 		if err := step(); err != nil {
 			return err
 		}

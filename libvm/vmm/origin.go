@@ -169,7 +169,15 @@ func (s *Starter) bootAndSave(store *template.Store, id template.Identity, o Ori
 		return v, o, err
 	}
 	began := time.Now()
-	if err = v.save(draft); err == nil {
+	err = v.checkClock(s.Config.accel)
+	if err != nil && !errors.Is(err, errClock) {
+		_ = draft.Discard()
+		return v, o, err
+	}
+	if err == nil {
+		err = v.save(draft)
+	}
+	if err == nil {
 		err = draft.Commit()
 	} else {
 		err = errors.Join(err, draft.Discard())

@@ -231,6 +231,9 @@ func (s *Starter) make(store *template.Store, id template.Identity) error {
 		err = s.awaitGuest(v)
 	}
 	if err == nil {
+		err = v.checkClock(s.Config.accel)
+	}
+	if err == nil {
 		err = v.save(draft)
 	}
 	if err != nil {

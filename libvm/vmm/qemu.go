@@ -33,6 +33,11 @@ type Config struct {
 	verbose   bool // the kernel says on the console how it boots
 	machine   plan.Machine
 
+	// tscKHz is the rate of the host's time stamp counter, for a guest that boots;
+	// zero lets the guest's kernel measure it. It is no part of a template's
+	// identity: the host's boot id, which is, stands for it.
+	tscKHz int
+
 	// scratch adds a disk that is the raw image scratchFD.
 	scratch bool
 
@@ -183,6 +188,9 @@ func (c *Config) commandLine() string {
 		// written, and does not see what virtiofsd writes into it. Clearing each
 		// page when it is allocated shows it, before another file's code comes.
 		words = append(words, "init_on_alloc=1")
+		if c.tscKHz > 0 { // under KVM kvm-clock tells
+			words = append(words, "tsc_early_khz="+strconv.Itoa(c.tscKHz))
+		}
 	}
 	if c.verbose {
 		words = append(words, "loglevel=7")

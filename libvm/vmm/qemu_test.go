@@ -19,9 +19,11 @@ func TestQEMUArgsGolden(t *testing.T) {
 	incoming.incoming = true
 	standby := incoming
 	standby.standby = true
+	rate := base
+	rate.tscKHz = 2445404
 	own := base
 	own.kernel, own.machine = "/boot/vmlinux", plan.Machine{QEMUParameters: []string{"-name", "mine"}, KernelParameters: []string{"a=b", "c"}}
-	for name, cfg := range map[string]Config{"tcg": base, "kvm-verbose": kvm, "tcg-incoming": incoming, "tcg-standby": standby, "vm-object": own} {
+	for name, cfg := range map[string]Config{"tcg": base, "kvm-verbose": kvm, "tcg-incoming": incoming, "tcg-standby": standby, "tcg-rate": rate, "vm-object": own} {
 		t.Run(name, func(t *testing.T) {
 			golden.Compare(t, "qemu-"+name+".args", []byte(strings.Join(cfg.args(), "\n")+"\n"))
 		})

@@ -1,0 +1,6 @@
+package tsc
+
+const present = true
+
+// counter is RDTSC, once all that comes before it is done.
+func counter() uint64
