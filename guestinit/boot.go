@@ -44,6 +44,10 @@ var kernelParameters = []struct{ path, value string }{
 	// systemd's value, and watches for more than the 8,192 files that 1 GiB of memory gives.
 	{"/proc/sys/kernel/pid_max", "4194304"},
 	{"/proc/sys/fs/inotify/max_user_watches", "524288"},
+	// The host shall see within two seconds what is written into a shared mapping of its files; the
+	// kernel's own values give it half a minute.
+	{"/proc/sys/vm/dirty_writeback_centisecs", "100"},
+	{"/proc/sys/vm/dirty_expire_centisecs", "100"},
 	// An idle guest shall sleep: the kernel would look twice a second whether memory is in pieces, and each
 	// second at the counters of each processor.
 	{"/proc/sys/vm/compaction_proactiveness", "0"},

@@ -28,6 +28,9 @@ type server struct {
 	// booted is when guestinit has started; the zero value where nobody can say.
 	booted tsc.Moment
 
+	// syncing is held while sync(2) is under way for flush.
+	syncing sync.Mutex
+
 	mu        sync.Mutex
 	ground    *groundwork // nil once a create has had it
 	container *container  // nil before create
@@ -49,6 +52,7 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 		guestproto.OpStats:   handle(s.stats),
 		guestproto.OpOOM:     handle(s.awaitOOM),
 		guestproto.OpForget:  handle(s.forget),
+		guestproto.OpFlush:   handle(s.flush),
 	}
 	primeJSON(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.ClockReply{}, guestproto.WaitReply{})
 	return s

@@ -26,6 +26,8 @@ type queuedSignal struct {
 const (
 	// pausePatience is how long requests that are under way keep a pause waiting.
 	pausePatience = 5 * time.Second
+	// flushPatience is how long a pause waits for what is not written yet.
+	flushPatience = 5 * time.Second
 	// clockPatience is how long a resume waits for the guest to have set its clock.
 	clockPatience = 10 * time.Second
 )
@@ -46,16 +48,28 @@ func (m *monitor) pause() error {
 	if m.paused.gate.isShut() {
 		return nil
 	}
-	if stats, err := m.guest.stats(within(pausePatience)); err == nil { // the guest can be asked no more
+	stats, err := m.guest.stats(within(pausePatience)) // the guest can be asked no more
+	if err == nil {
 		m.paused.stats.Store(stats)
 	}
 	m.paused.gate.shut(pausePatience)
-	err := m.vmm.Halt()
+	if err == nil { // else it would not answer this either
+		m.flush()
+	}
+	err = m.vmm.Halt()
 	if err != nil {
 		m.paused.gate.open(func() {})
 		go func() { _ = m.vmm.Resume() }() // it may have stopped after all; QEMU takes commands in order
 	}
 	return err
+}
+
+// flush has the guest write what the host is to see of its files while it stands
+// still. A guest that does not is paused all the same.
+func (m *monitor) flush() {
+	began := time.Now()
+	err := m.guest.call(guestproto.OpFlush, nil, nil, within(flushPatience))
+	m.log.Debug("flushed the share", "took", time.Since(began).Round(time.Millisecond), "error", err)
 }
 
 // resume lets the processors go on and brings the guest up to date.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -40,6 +41,36 @@ func mmapShared(args []string) error {
 	}
 	fmt.Println("mmap ok")
 	return nil
+}
+
+// mmapHeld FILE... writes each line of stdin to the start of the files, through shared mappings that it keeps and never
+// syncs, and then says it.
+func mmapHeld(args []string) error {
+	var mappings [][]byte
+	for _, path := range args {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return err
+		}
+		if err := f.Truncate(1 << 20); err != nil {
+			return err
+		}
+		m, err := unix.Mmap(int(f.Fd()), 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return fmt.Errorf("mmap shared: %w", err)
+		}
+		mappings = append(mappings, m)
+	}
+	fmt.Println("mapped")
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		for _, m := range mappings {
+			copy(m, lines.Text())
+			copy(m[len(m)/2:], lines.Text())
+		}
+		fmt.Println("wrote", lines.Text())
+	}
+	return lines.Err()
 }
 
 // flock FILE takes the lock twice through two descriptors; the second must be refused until the first lets go.

@@ -12,6 +12,7 @@ var commands = map[string]func(args []string) error{
 	"gen":       gen,
 	"sum":       sum,
 	"mmap":      mmapShared,
+	"mmapheld":  mmapHeld,
 	"flock":     flock,
 	"fcntl":     fcntlLock,
 	"fcntl-try": fcntlTry,

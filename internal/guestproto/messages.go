@@ -69,6 +69,7 @@ const (
 	OpStats   Op = "stats"   // -, StatsReply
 	OpOOM     Op = "oom"     // OOMRequest, OOMReply
 	OpForget  Op = "forget"  // ForgetRequest, ForgetReply
+	OpFlush   Op = "flush"   // -, -
 	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
 )
 
