@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,14 +25,19 @@ const nicTimeout = 60 * time.Second
 
 // networkState makes the guest's NICs look like the interfaces of the container's
 // network namespace on the host. It leaves alone the links that the container makes
-// for itself (bridges, veths, tunnels).
+// for itself (bridges, veths, tunnels), and what the container has changed of a NIC.
+// Only what changes on the host is changed here.
 type networkState struct {
 	mu sync.Mutex
 	// netlink is a socket that is opened once, with the guest.
 	netlink *netlink.Handle
-	// known are the NICs, by index, that have been configured before. Others are as
-	// the kernel makes them: down, without addresses and routes.
-	known map[int]bool
+	// known are the NICs that have been configured before, as the host asked for
+	// them last, by index. Others are as the kernel makes them: down, without
+	// addresses and routes.
+	known map[int]guestproto.Interface
+	// routes and neighbours are what the host asked for last.
+	routes     []*netlink.Route
+	neighbours []*netlink.Neigh
 }
 
 func newNetworkState() (*networkState, error) {
@@ -39,49 +45,57 @@ func newNetworkState() (*networkState, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	return &networkState{netlink: handle, known: map[int]bool{}}, nil
+	return &networkState{netlink: handle, known: map[int]guestproto.Interface{}}, nil
 }
 
-// apply brings the NICs to the wanted state, from whatever they are in.
+// apply brings the NICs from what was asked for last to the wanted state.
 func (s *networkState) apply(n *guestproto.Network) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	links, err := awaitNICs(n.Interfaces)
+	links, err := s.awaitNICs(n.Interfaces)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, link := range links.wanted {
-			s.known[link.Attrs().Index] = true
-		}
-	}()
 	if err := s.retire(links); err != nil {
 		return err
 	}
-	if err := s.rename(n.Interfaces, links); err != nil {
+	if err := s.rename(links); err != nil {
 		return err
 	}
-	for i := range n.Interfaces {
-		if err := s.configure(&n.Interfaces[i], links.wanted[i]); err != nil {
-			return fmt.Errorf("interface %s: %w", n.Interfaces[i].Name, err)
+	for i, iface := range links.interfaces {
+		if err := s.configure(&iface, links.wanted[i], links); err != nil {
+			return fmt.Errorf("interface %s: %w", iface.Name, err)
 		}
 	}
-	if err := s.applyRoutes(n, links); err != nil {
+	if err := s.applyRoutes(n.Routes, links); err != nil {
 		return err
 	}
-	return s.applyNeighbours(n, links)
+	if err := s.applyNeighbours(n.Neighbours, links); err != nil {
+		return err
+	}
+	clear(s.known)
+	for i, iface := range links.interfaces {
+		s.known[links.wanted[i].Attrs().Index] = iface
+	}
+	return nil
 }
 
-// nics are the guest's NICs: those wanted, in the order of the request, and the
-// others.
+// nics are the guest's NICs: those wanted, each with the interface that it shall be,
+// and the others.
 type nics struct {
-	wanted []netlink.Link
-	others []netlink.Link
+	interfaces []guestproto.Interface
+	wanted     []netlink.Link
+	others     []netlink.Link
+	// fresh are those wanted that have nothing of what was asked for yet, by index.
+	fresh map[int]bool
+	// away are the names of interfaces that the container has moved elsewhere.
+	away map[string]bool
 }
 
-// awaitNICs finds the link of each interface by the hardware address, and waits for
-// those that are not there yet.
-func awaitNICs(interfaces []guestproto.Interface) (found nics, err error) {
+// awaitNICs finds the link of each interface, by its hardware address. One that has
+// been there before and is not now is the container's: it has moved the NIC to
+// another namespace, or has given it another address.
+func (s *networkState) awaitNICs(interfaces []guestproto.Interface) (found nics, err error) {
 	macs := make([]net.HardwareAddr, len(interfaces))
 	for i, iface := range interfaces {
 		if macs[i], err = net.ParseMAC(iface.MAC); err != nil {
@@ -93,35 +107,42 @@ func awaitNICs(interfaces []guestproto.Interface) (found nics, err error) {
 		if err != nil {
 			return err
 		}
-		found = nics{wanted: make([]netlink.Link, len(macs))}
+		found = nics{fresh: map[int]bool{}, away: map[string]bool{}}
+		byIndex := make([]netlink.Link, len(macs))
 		for _, link := range links {
 			i := slices.IndexFunc(macs, func(mac net.HardwareAddr) bool { return bytes.Equal(mac, link.Attrs().HardwareAddr) })
 			if i < 0 {
 				found.others = append(found.others, link)
 			} else {
-				found.wanted[i] = link
+				byIndex[i] = link
 			}
 		}
-		if i := slices.Index(found.wanted, nil); i >= 0 {
-			return fmt.Errorf("no NIC has the address %s of %s", macs[i], interfaces[i].Name)
+		for i, link := range byIndex {
+			switch {
+			case link != nil:
+				found.interfaces, found.wanted = append(found.interfaces, interfaces[i]), append(found.wanted, link)
+				if _, known := s.known[link.Attrs().Index]; !known {
+					found.fresh[link.Attrs().Index] = true
+				}
+			case s.hadMAC(interfaces[i].MAC):
+				found.away[interfaces[i].Name] = true
+			default:
+				return fmt.Errorf("no NIC has the address %s of %s", macs[i], interfaces[i].Name)
+			}
 		}
 		return nil
 	})
 	return found, err
 }
 
-// maxDumps bounds how often dump tries.
-const maxDumps = 20
-
-// dump lists what the kernel has, again if that changed while it was listed, as
-// it does when IPv6 addresses come up.
-func dump[T any](list func() ([]T, error)) (result []T, err error) {
-	for range maxDumps {
-		if result, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
+// hadMAC says that a NIC with that address has been configured before.
+func (s *networkState) hadMAC(mac string) bool {
+	for _, iface := range s.known {
+		if iface.MAC == mac {
+			return true
 		}
 	}
-	return result, err
+	return false
 }
 
 // listNICs reads from sysfs, which is much less than netlink has to say, the links
@@ -171,46 +192,52 @@ func readNIC(dir string) (*netlink.Device, error) {
 	return link, nil
 }
 
-// retire takes down the NICs that are no longer wanted.
+// retire takes the driver from the NICs that are wanted no more, with which their
+// interfaces go. The host then takes the devices.
 func (s *networkState) retire(links nics) error {
 	for _, link := range links.others {
-		if err := s.netlink.LinkSetDown(link); err != nil {
-			return fmt.Errorf("take %s down: %w", link.Attrs().Name, err)
+		if _, known := s.known[link.Attrs().Index]; !known {
+			continue // QEMU's parameters in config.json may bring NICs
 		}
-		if err := s.setAddresses(link, nil); err != nil {
-			return fmt.Errorf("interface %s: %w", link.Attrs().Name, err)
+		if err := unbind("/sys/class/net/" + link.Attrs().Name + "/device"); err != nil {
+			return fmt.Errorf("take %s away: %w", link.Attrs().Name, err)
 		}
 	}
 	return nil
 }
 
-// rename gives the wanted NICs their names. They all get out of each other's
-// way first, and a retired NIC gives its name up.
-func (s *networkState) rename(interfaces []guestproto.Interface, links nics) error {
-	names := map[string]bool{}
-	for _, iface := range interfaces {
-		names[iface.Name] = true
+// unbind takes a device, a directory of sysfs, from its driver. It may have gone.
+func unbind(device string) error {
+	name, err := os.Readlink(device)
+	if err == nil {
+		err = writeFile(device+"/driver/unbind", filepath.Base(name))
 	}
-	for _, link := range links.others {
-		if names[link.Attrs().Name] {
-			if err := s.setName(link, fmt.Sprintf("retired%d", link.Attrs().Index)); err != nil {
-				return err
-			}
-		}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return nil
 	}
+	return err
+}
+
+// rename gives the wanted NICs their names. They all get out of each other's way
+// first. One that the container has renamed keeps its own name until the host's
+// changes.
+func (s *networkState) rename(links nics) error {
+	var renamed []int
 	for i, link := range links.wanted {
-		if link.Attrs().Name != interfaces[i].Name {
-			if err := s.setName(link, fmt.Sprintf("boxlite%d", link.Attrs().Index)); err != nil {
-				return err
-			}
+		asked, known := s.known[link.Attrs().Index]
+		if name := links.interfaces[i].Name; link.Attrs().Name == name || known && asked.Name == name {
+			continue
 		}
+		if err := s.setName(link, fmt.Sprintf("boxlite%d", link.Attrs().Index)); err != nil {
+			return err
+		}
+		renamed = append(renamed, i)
 	}
-	for i, link := range links.wanted {
-		if link.Attrs().Name != interfaces[i].Name {
-			if err := s.setName(link, interfaces[i].Name); err != nil {
-				return err
-			}
+	for _, i := range renamed {
+		if err := s.setName(links.wanted[i], links.interfaces[i].Name); err != nil {
+			return err
 		}
+		links.fresh[links.wanted[i].Attrs().Index] = true // what is down loses its routes
 	}
 	return nil
 }
@@ -227,32 +254,55 @@ func (s *networkState) setName(link netlink.Link, name string) error {
 	return nil
 }
 
-// configure sets the MTU and the addresses of a NIC and brings it up.
-func (s *networkState) configure(iface *guestproto.Interface, link netlink.Link) error {
-	var addresses []*netlink.Addr
-	hasIPv6 := false
-	for _, text := range iface.Addresses {
-		addr, err := netlink.ParseAddr(text)
-		if err != nil {
-			return guestproto.Errorf(guestproto.CodeBadRequest, "interface %s: address %q: %v", iface.Name, text, err)
-		}
-		if addr.IP.To4() == nil {
-			hasIPv6 = true
-			addr.Flags |= unix.IFA_F_NODAD // the host's side has done it
-		}
-		addresses = append(addresses, addr)
+// configure sets the MTU and the addresses of a NIC and brings it up. One of which
+// the host asks for nothing else than before is left alone.
+func (s *networkState) configure(iface *guestproto.Interface, link netlink.Link, links nics) error {
+	asked := s.known[link.Attrs().Index]
+	fresh := links.fresh[link.Attrs().Index]
+	if !fresh && asked.MTU == iface.MTU && slices.Equal(asked.Addresses, iface.Addresses) {
+		return nil
 	}
-	setIPv6(iface.Name, hasIPv6)
+	wanted, err := parseAddresses(iface)
+	if err != nil {
+		return err
+	}
+	hasIPv6 := slices.ContainsFunc(wanted, isIPv6)
+	before, err := parseAddresses(&asked)
+	if err != nil {
+		return err
+	}
+	if fresh || hasIPv6 != slices.ContainsFunc(before, isIPv6) {
+		setIPv6(link.Attrs().Name, hasIPv6)
+	}
 	if iface.MTU != 0 && iface.MTU != link.Attrs().MTU {
 		if err := s.netlink.LinkSetMTU(link, iface.MTU); err != nil {
 			return fmt.Errorf("set mtu %d: %w", iface.MTU, err)
 		}
 	}
-	if err := s.netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set up: %w", err)
+	if fresh {
+		if err := s.netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("set up: %w", err)
+		}
 	}
-	return s.setAddresses(link, addresses)
+	links.fresh[link.Attrs().Index] = true // for its routes, which go with addresses
+	return s.setAddresses(link, before, wanted)
 }
+
+func parseAddresses(iface *guestproto.Interface) (addresses []*netlink.Addr, err error) {
+	for _, text := range iface.Addresses {
+		addr, err := netlink.ParseAddr(text)
+		if err != nil {
+			return nil, guestproto.Errorf(guestproto.CodeBadRequest, "interface %s: address %q: %v", iface.Name, text, err)
+		}
+		if isIPv6(addr) {
+			addr.Flags |= unix.IFA_F_NODAD // the host's side has done it
+		}
+		addresses = append(addresses, addr)
+	}
+	return addresses, nil
+}
+
+func isIPv6(addr *netlink.Addr) bool { return addr.IP.To4() == nil }
 
 // setIPv6 lets a NIC do what the host says and learn nothing by itself.
 func setIPv6(name string, enabled bool) {
@@ -268,22 +318,15 @@ func setIPv6(name string, enabled bool) {
 	}
 }
 
-// setAddresses gives a link these addresses and no others, apart from the
-// link-local one that the kernel makes.
-func (s *networkState) setAddresses(link netlink.Link, wanted []*netlink.Addr) error {
-	var have []netlink.Addr
-	if s.known[link.Attrs().Index] {
-		var err error
-		if have, err = dump(func() ([]netlink.Addr, error) { return s.netlink.AddrList(link, netlink.FAMILY_ALL) }); err != nil {
-			return fmt.Errorf("list addresses: %w", err)
-		}
-	}
-	for _, addr := range have {
-		keep := slices.ContainsFunc(wanted, func(w *netlink.Addr) bool { return w.IPNet.String() == addr.IPNet.String() })
-		if keep || (addr.IP.To4() == nil && addr.IP.IsLinkLocalUnicast()) {
+// setAddresses gives a link the wanted addresses and takes those away that were
+// wanted before and are no more.
+func (s *networkState) setAddresses(link netlink.Link, before, wanted []*netlink.Addr) error {
+	for _, addr := range before {
+		if slices.ContainsFunc(wanted, func(w *netlink.Addr) bool { return w.IPNet.String() == addr.IPNet.String() }) {
 			continue
 		}
-		if err := s.netlink.AddrDel(link, &addr); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		err := s.netlink.AddrDel(link, addr)
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove address %s: %w", addr.IPNet, err)
 		}
 	}
@@ -297,16 +340,27 @@ func (s *networkState) setAddresses(link netlink.Link, wanted []*netlink.Addr) e
 
 // indexOf gives the index of a wanted NIC by its wanted name.
 func (n nics) indexOf(name string) (int, error) {
-	for _, link := range n.wanted {
-		if link.Attrs().Name == name {
-			return link.Attrs().Index, nil
+	for i, iface := range n.interfaces {
+		if iface.Name == name {
+			return n.wanted[i].Attrs().Index, nil
 		}
 	}
 	return 0, guestproto.Errorf(guestproto.CodeBadRequest, "no interface is called %q", name)
 }
 
-func (s *networkState) applyNeighbours(n *guestproto.Network, links nics) error {
-	for _, neighbour := range n.Neighbours {
+// has says whether a NIC with that index is there.
+func (n nics) has(index int) bool {
+	return slices.ContainsFunc(n.wanted, func(l netlink.Link) bool { return l.Attrs().Index == index })
+}
+
+// applyNeighbours sets the wanted neighbours and takes those away that were wanted
+// before and are no more.
+func (s *networkState) applyNeighbours(neighbours []guestproto.Neighbour, links nics) error {
+	var wanted []*netlink.Neigh
+	for _, neighbour := range neighbours {
+		if links.away[neighbour.Interface] {
+			continue
+		}
 		index, err := links.indexOf(neighbour.Interface)
 		if err != nil {
 			return err
@@ -320,6 +374,17 @@ func (s *networkState) applyNeighbours(n *guestproto.Network, links nics) error 
 		if err := s.netlink.NeighSet(entry); err != nil {
 			return fmt.Errorf("set neighbour %s: %w", neighbour.IP, err)
 		}
+		wanted = append(wanted, entry)
 	}
+	for _, old := range s.neighbours {
+		kept := slices.ContainsFunc(wanted, func(w *netlink.Neigh) bool { return w.LinkIndex == old.LinkIndex && w.IP.Equal(old.IP) })
+		if kept || !links.has(old.LinkIndex) {
+			continue
+		}
+		if err := s.netlink.NeighDel(old); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove neighbour %s: %w", old.IP, err)
+		}
+	}
+	s.neighbours = wanted
 	return nil
 }

@@ -4,11 +4,13 @@ import (
 	"encoding/binary"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
-// TestNetwork gives a guest two NICs, and then swaps their names and takes one
-// away.
+// TestNetwork gives a guest two NICs, swaps their names, changes what the host asks
+// for and leaves what the container has made, and takes one away.
 func TestNetwork(t *testing.T) {
 	const first, second = "52:54:00:00:00:01", "52:54:00:00:00:02"
 	v := bootVM(t,
@@ -57,11 +59,45 @@ func TestNetwork(t *testing.T) {
 		{"ip -4 addr show | grep -c 'inet 10.1.0.2'", "0\n"},
 		{"ip route | grep -c via", "0\n"},
 	}, nil)
+	route := guestproto.Route{Interface: "eth1", Dst: "198.51.100.0/24", Gateway: "10.2.0.9", Family: 4, Protocol: 3}
+	neighbour := guestproto.Neighbour{Interface: "eth1", IP: "10.2.0.8", MAC: "02:00:00:00:00:08"}
+	v.ok(guestproto.OpNetwork, guestproto.Network{
+		Interfaces: []guestproto.Interface{
+			{Name: "eth0", MAC: first, Addresses: []string{"10.1.0.3/24"}},
+			{Name: "eth1", MAC: second, Addresses: []string{"10.2.0.2/16"}},
+		},
+		Routes: []guestproto.Route{route}, Neighbours: []guestproto.Neighbour{neighbour},
+	}, nil)
+	look(t, v, []probe{
+		{"ip route", "198.51.100.0/24 via 10.2.0.9 dev eth1"},
+		{"ip neigh", "10.2.0.8 dev eth1 lladdr 02:00:00:00:00:08"},
+	}, nil)
+	look(t, v, []probe{
+		{"ip addr add 10.5.0.77/24 dev eth0 && ip route add 192.0.2.0/24 via 10.5.0.9 && ip addr del 10.2.0.2/16 dev eth1 && echo changed", "changed"},
+	}, func(p *specs.Process) {
+		admin := []string{"CAP_NET_ADMIN"}
+		p.Capabilities = &specs.LinuxCapabilities{Bounding: admin, Effective: admin, Permitted: admin}
+	})
+	v.ok(guestproto.OpNetwork, guestproto.Network{
+		Interfaces: []guestproto.Interface{
+			{Name: "eth0", MAC: first, Addresses: []string{"10.1.0.4/24"}},
+			{Name: "eth1", MAC: second, Addresses: []string{"10.2.0.2/16"}},
+		},
+	}, nil)
+	look(t, v, []probe{
+		{"ip -4 addr show eth0", "inet 10.1.0.4/24"},
+		{"ip -4 addr show eth0", "inet 10.5.0.77/24"}, // the container's own
+		{"ip -4 addr show eth0 | grep -c 10.1.0.3", "0\n"},
+		{"ip route", "192.0.2.0/24 via 10.5.0.9 dev eth0"}, // likewise
+		{"ip route | grep -c 198.51.100", "0\n"},
+		{"ip neigh | grep -c 10.2.0.8", "0\n"},
+		{"ip -4 addr show eth1 | grep -c inet", "0\n"}, // which nothing has changed on the host
+	}, nil)
 	v.ok(guestproto.OpNetwork, guestproto.Network{Interfaces: []guestproto.Interface{{Name: "eth1", MAC: first}}}, nil)
 	look(t, v, []probe{
 		{"ip link show eth1", first},
-		{"ip -4 addr show | grep -c 'inet 10'", "0\n"},
-		{"ip link", "retired"},
+		{"ip -4 addr show | grep -c 'inet 10.1.0.4'", "0\n"},
+		{"ip link | grep -c " + second, "0\n"},
 	}, nil)
 }
 

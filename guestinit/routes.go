@@ -11,38 +11,42 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
-// applyRoutes adds the wanted routes in order and then removes from the wanted
-// NICs those that somebody added and nobody wants any more.
-func (s *networkState) applyRoutes(n *guestproto.Network, links nics) error {
-	wanted := map[string]bool{}
-	for i := range n.Routes {
-		route, err := parseRoute(&n.Routes[i], links)
+// applyRoutes adds the wanted routes in order, but for those that are there since an
+// earlier request, and then removes those that were wanted before and are no more.
+// What the container has made of its routes by itself stays.
+func (s *networkState) applyRoutes(routes []guestproto.Route, links nics) error {
+	before, wanted := map[string]string{}, map[string]bool{}
+	for _, route := range s.routes {
+		before[routeKey(route)] = route.String()
+	}
+	var all []*netlink.Route
+	for i := range routes {
+		if links.away[routes[i].Interface] {
+			continue
+		}
+		route, err := parseRoute(&routes[i], links)
 		if err != nil {
 			return err
 		}
-		if err := s.netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("add route %s: %w", describe(&n.Routes[i]), err)
-		}
+		all = append(all, route)
 		wanted[routeKey(route)] = true
-	}
-	for _, link := range links.wanted {
-		if !s.known[link.Attrs().Index] {
+		if before[routeKey(route)] == route.String() && !links.fresh[route.LinkIndex] {
 			continue
 		}
-		routes, err := dump(func() ([]netlink.Route, error) { return s.netlink.RouteList(link, netlink.FAMILY_ALL) })
-		if err != nil {
-			return fmt.Errorf("list routes of %s: %w", link.Attrs().Name, err)
-		}
-		for _, route := range routes {
-			// The kernel's own come and go with the addresses.
-			if route.Protocol == unix.RTPROT_KERNEL || wanted[routeKey(&route)] {
-				continue
-			}
-			if err := s.netlink.RouteDel(&route); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("remove route %v: %w", route, err)
-			}
+		if err := s.netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("add route %s: %w", describe(&routes[i]), err)
 		}
 	}
+	for _, route := range s.routes {
+		// The kernel's own come and go with the addresses.
+		if wanted[routeKey(route)] || !links.has(route.LinkIndex) || route.Protocol == unix.RTPROT_KERNEL {
+			continue
+		}
+		if err := s.netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove route %v: %w", route, err)
+		}
+	}
+	s.routes = all
 	return nil
 }
 

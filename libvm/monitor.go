@@ -365,7 +365,8 @@ func (m *monitor) start(steps *trace.Recorder) error {
 	if err != nil {
 		return err
 	}
-	m.net.configured = wanted
+	m.net.settled(wanted)
+	go m.follow()
 	return nil
 }
 

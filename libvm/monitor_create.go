@@ -132,7 +132,7 @@ func (m *monitor) giveUpPower() error {
 	defer m.steps.Begin("give up privileges")()
 	keep := []int{unix.CAP_KILL} // QEMU is another user's
 	if !m.net.host {
-		keep = append(keep, unix.CAP_NET_ADMIN) // taps and filters, at start and at the end
+		keep = append(keep, unix.CAP_NET_ADMIN) // taps and filters, until the end
 	}
 	return lockdown.Enter(keep...)
 }
@@ -333,7 +333,7 @@ func (m *monitor) setUpNetwork() <-chan error {
 		wanted, err := m.net.plug(m.vmm, m.guest)
 		if err == nil && m.net.pending(wanted) != nil {
 			if err = m.guest.call(guestproto.OpNetwork, wanted, nil, within(networkTimeout)); err == nil {
-				m.net.configured = wanted
+				m.net.settled(wanted)
 			}
 		}
 		done <- err

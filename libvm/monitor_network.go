@@ -11,6 +11,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"sync"
 
 	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -30,16 +31,23 @@ type network struct {
 	noTun error      // why there are none
 	// portRange is hostnet.Options.PortRange; nil where it cannot be opened.
 	portRange *os.File
-	host      bool     // the container asked for the host's network
-	nic       bool     // and has it
-	links     []string // the interfaces that have been connected
-	ports     []int    // the root ports that are left for more
-	dns       bool     // the guest's relay for Docker's resolver is served
-	id        string
-	// local is what the guest needs for clients in the namespace itself.
-	local guestproto.Network
+	// watch hears of changes; nil with the host's network.
+	watch *hostnet.Watch
+	host  bool // the container asked for the host's network
+	id    string
+
+	// mu is held while something is plugged in or out. It guards what follows.
+	mu      sync.Mutex
+	closed  bool // the container has ended
+	hostNIC bool // the VM has that of the host's network
+	nics    []*nic
+	made    int   // how many NICs there have been
+	ports   []int // the root ports that are left for more
+	dns     bool  // the guest's relay for Docker's resolver is served
 	// configured is what the guest has made of its NICs.
 	configured *guestproto.Network
+	found      hostnet.Found // at the last sync
+	failed     error         // which ended like this
 	// forwards says that the namespace forwards packets between its interfaces: a
 	// new one does where the host does.
 	forwards bool
@@ -48,9 +56,29 @@ type network struct {
 	sandbox string
 }
 
+// nic is an interface that has been connected to a NIC of the VM.
+type nic struct {
+	index int // of the interface, which may be called otherwise by now
+	iface guestproto.Interface
+	tap   *hostnet.Tap
+	tun   *os.File // what the tap was made of
+	vmm.NIC
+	cut  bool // the interface has gone, and the tap with it
+	told bool // so the guest knows
+}
+
+// is says whether the NIC is for that interface as it is now. The device's MAC and
+// the most that its MTU can be are for life.
+func (c *nic) is(index int, iface guestproto.Interface) bool {
+	return !c.cut && c.index == index && c.MAC == iface.MAC && c.MTU >= iface.MTU
+}
+
 // openNetwork must be called before the monitor leaves the host's file systems.
 func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
-	n := &network{log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: []int{vmm.CreatePort, vmm.StartPort}, configured: &guestproto.Network{}}
+	n := &network{
+		log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: vmm.NetworkPorts(),
+		configured: &guestproto.Network{},
+	}
 	if n.host {
 		return n, nil
 	}
@@ -58,6 +86,10 @@ func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 		if err := hostnet.Loopback(nil); err != nil {
 			return nil, fmt.Errorf("network namespace: %w", err)
 		}
+	}
+	var err error
+	if n.watch, err = hostnet.OpenWatch(); err != nil {
+		return nil, err
 	}
 	value, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward") // of the reader's namespace
 	if err != nil {
@@ -78,16 +110,6 @@ func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 	return n, nil
 }
 
-// tun takes the file of a tap to be.
-func (n *network) tun() (*os.File, error) {
-	if len(n.tuns) == 0 {
-		return nil, cmp.Or(n.noTun, errors.New("no tap is left"))
-	}
-	tun := n.tuns[0]
-	n.tuns = n.tuns[1:]
-	return tun, nil
-}
-
 // parameters adds to the container's kernel parameters what it would have found in
 // the namespace, but does not set itself.
 func (n *network) parameters(linux *specs.Linux) {
@@ -106,38 +128,121 @@ func (n *network) parameters(linux *specs.Linux) {
 // calls it, for networks that the caller or a hook has set up by then. start calls
 // it once more, for networks that have come since.
 func (n *network) plug(v *vmm.VM, g *guest) (*guestproto.Network, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if n.host {
 		return &vmm.UserNetwork, n.plugHostNetwork(v)
 	}
-	wanted, err := hostnet.Scan(nil)
+	found, err := hostnet.Look(nil)
+	if err == nil && len(found.Refused) > 0 {
+		err = found.Refused[0]
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the network namespace: %w", err)
 	}
-	if len(wanted.Interfaces) > vmm.MaxInterfaces {
-		return nil, fmt.Errorf("%d network interfaces: a VM takes at most %d", len(wanted.Interfaces), vmm.MaxInterfaces)
+	if err := tooMany(&found); err != nil {
+		return nil, err
 	}
-	wanted.DNSRelay = usesDockerResolver()
-	var more []guestproto.Interface
-	for _, iface := range wanted.Interfaces {
-		if !slices.Contains(n.links, iface.Name) {
-			more = append(more, iface)
-		}
+	found.DNSRelay = usesDockerResolver()
+	more, err := n.attach(&found)
+	if err != nil {
+		return nil, errors.Join(err, n.giveBack(more))
 	}
 	if len(more) > 0 {
 		if len(n.ports) == 0 {
-			return nil, fmt.Errorf("interface %s has come too late", more[0].Name)
+			return nil, fmt.Errorf("interface %s has come too late", more[0].iface.Name)
 		}
-		port := n.ports[0]
-		n.ports = n.ports[1:]
-		// The guest looks at the device when function 0 arrives: that comes last.
-		for i, iface := range slices.Backward(more) {
-			if err := n.plugOne(v, port, i, iface, wanted.DNSRelay); err != nil {
-				return nil, fmt.Errorf("interface %s: %w", iface.Name, err)
-			}
+		if err := n.plugDevice(v, more); err != nil {
+			return nil, err
 		}
 	}
-	wanted.Routes = slices.Concat(n.local.Routes, wanted.Routes)
-	wanted.Neighbours = slices.Concat(wanted.Neighbours, n.local.Neighbours)
+	return n.complete(&found, g)
+}
+
+// tooMany is the error of the first interface that no VM has room for.
+func tooMany(found *hostnet.Found) error {
+	if len(found.Interfaces) <= vmm.MaxInterfaces {
+		return nil
+	}
+	return fmt.Errorf("interface %s: one of %d, and a VM takes at most %d network interfaces",
+		found.Interfaces[vmm.MaxInterfaces].Name, len(found.Interfaces), vmm.MaxInterfaces)
+}
+
+// attach makes taps for the interfaces without a NIC. It goes on behind those for
+// which it cannot, and says all of these. The caller plugs the NICs in.
+func (n *network) attach(found *hostnet.Found) (more []*nic, err error) {
+	for i, iface := range found.Interfaces {
+		index := found.Indices[i]
+		if slices.ContainsFunc(n.nics, func(c *nic) bool { return c.is(index, iface) }) {
+			continue
+		}
+		c, attachErr := n.attachOne(index, iface, found.DNSRelay)
+		if attachErr != nil {
+			err = errors.Join(err, fmt.Errorf("interface %s: %w", iface.Name, attachErr))
+			continue
+		}
+		more = append(more, c)
+	}
+	return more, err
+}
+
+func (n *network) attachOne(index int, iface guestproto.Interface, hostResolver bool) (c *nic, err error) {
+	if len(n.tuns) == 0 {
+		return nil, cmp.Or(n.noTun, errors.New("no tap is left"))
+	}
+	opts := n.options(hostResolver)
+	opts.Tun = n.tuns[0]
+	c = &nic{index: index, iface: iface, tun: opts.Tun, NIC: vmm.NIC{Name: fmt.Sprintf("net%d", n.made), MAC: iface.MAC, MTU: iface.MTU}}
+	if c.tap, err = hostnet.Attach(nil, iface.Name, opts); err != nil {
+		return nil, err
+	}
+	n.tuns = n.tuns[1:]
+	n.made++
+	return c, nil
+}
+
+// giveBack undoes attach for what has not been plugged in.
+func (n *network) giveBack(more []*nic) error {
+	var errs []error
+	for _, c := range more {
+		errs = append(errs, hostnet.Detach(nil, c.iface.Name, n.id), c.tap.File.Close(), n.removeTap(c))
+	}
+	return errors.Join(errs...)
+}
+
+// plugDevice makes NICs the functions of one device, in a port that is left.
+func (n *network) plugDevice(v *vmm.VM, nics []*nic) error {
+	port := n.ports[0]
+	n.ports = n.ports[1:]
+	for function, c := range nics {
+		c.Port, c.Function = port, function
+	}
+	n.nics = append(n.nics, nics...)
+	// The guest looks at the device when function 0 arrives: that comes last.
+	for _, c := range slices.Backward(nics) {
+		err := v.PlugTap(c.NIC, c.tap.File)
+		if err = errors.Join(err, c.tap.File.Close()); err != nil { // QEMU has its own
+			return fmt.Errorf("interface %s: %w", c.iface.Name, err)
+		}
+	}
+	return nil
+}
+
+// complete adds to what was found what the guest needs beside it: the way to clients
+// in the namespace itself, and the relay for Docker's resolver.
+func (n *network) complete(found *hostnet.Found, g *guest) (*guestproto.Network, error) {
+	wanted := found.Network
+	for _, c := range n.nics {
+		if c.cut || c.tap.Route == nil {
+			continue
+		}
+		if place := slices.Index(found.Indices, c.index); place >= 0 {
+			route, neighbour := *c.tap.Route, *c.tap.Neighbour
+			route.Interface, neighbour.Interface = found.Interfaces[place].Name, found.Interfaces[place].Name
+			wanted.Routes = append([]guestproto.Route{route}, wanted.Routes...)
+			wanted.Neighbours = append(wanted.Neighbours, neighbour)
+		}
+	}
 	if wanted.DNSRelay && !n.dns {
 		stream, err := g.open(guestproto.OpDNS, nil, nil, promptly)
 		if err != nil {
@@ -155,51 +260,62 @@ func (n *network) plug(v *vmm.VM, g *guest) (*guestproto.Network, error) {
 // pending returns what the guest has to be told for it to know what is wanted: nil if
 // it does.
 func (n *network) pending(wanted *guestproto.Network) *guestproto.Network {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if reflect.DeepEqual(n.configured, wanted) {
 		return nil
 	}
 	return wanted
 }
 
-// plugOne connects an interface through a tap to a NIC, which becomes function i of
-// the device in the root port. It adds to local what the guest needs for clients in
-// the namespace itself. Only programs of an ordinary user are such clients: the
-// port forwarder of rootless podman.
-func (n *network) plugOne(v *vmm.VM, port, i int, iface guestproto.Interface, hostResolver bool) error {
-	tun, err := n.tun()
-	if err != nil {
-		return err
+// settled notes what the guest has made of its NICs.
+func (n *network) settled(wanted *guestproto.Network) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.configured = wanted
+}
+
+// options are Attach's for all interfaces. Clients in the namespace itself are only
+// programs of an ordinary user: the port forwarder of rootless podman.
+func (n *network) options(hostResolver bool) hostnet.Options {
+	return hostnet.Options{
+		PortRange: n.portRange, HostResolver: hostResolver, Local: userns.RunningInUserNS(), Owner: n.id, Yielding: n.sandbox,
 	}
-	tap, err := hostnet.Attach(nil, iface.Name, hostnet.Options{
-		Tun: tun, PortRange: n.portRange, HostResolver: hostResolver, Local: userns.RunningInUserNS(), Owner: n.id, Yielding: n.sandbox,
-	})
-	if err != nil {
-		return err
+}
+
+// removeTap takes a NIC's tap away, which QEMU must not have any more.
+func (n *network) removeTap(c *nic) error {
+	err := c.tap.Remove(nil)
+	if err == nil {
+		n.tuns, c.tun = append(n.tuns, c.tun), nil
 	}
-	n.links = append(n.links, iface.Name)
-	if tap.Route != nil {
-		n.local.Routes = append([]guestproto.Route{*tap.Route}, n.local.Routes...)
-		n.local.Neighbours = append(n.local.Neighbours, *tap.Neighbour)
-	}
-	err = v.PlugTap(vmm.NIC{Name: fmt.Sprintf("net%d", len(n.links)-1), Port: port, Function: i, MAC: iface.MAC, MTU: iface.MTU}, tap.File)
-	return errors.Join(err, tap.File.Close()) // QEMU has its own
+	return err
 }
 
 // plugHostNetwork gives the VM QEMU's user-mode NIC, unless an earlier start has.
 func (n *network) plugHostNetwork(v *vmm.VM) error {
-	if n.nic {
+	if n.hostNIC {
 		return nil
 	}
 	err := v.PlugUserNIC()
-	n.nic = err == nil
+	n.hostNIC = err == nil
 	return err
 }
 
-// detach gives the namespace back as it was. The taps go with QEMU.
+// detach gives the namespace back as it was. The taps go with this process and QEMU.
 func (n *network) detach() {
-	for _, link := range n.links {
-		if err := hostnet.Detach(nil, link, n.id); err != nil {
-			n.log.Debug("detach", "interface", link, "error", err) // docker has taken it out already
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	if n.watch != nil {
+		_ = n.watch.Close() // nothing was written
+	}
+	for _, c := range n.nics {
+		if c.cut {
+			continue
+		}
+		if err := hostnet.Detach(nil, c.iface.Name, n.id); err != nil {
+			n.log.Debug("detach", "interface", c.iface.Name, "error", err) // docker has taken it out already
 		}
 	}
 }

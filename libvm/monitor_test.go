@@ -90,8 +90,8 @@ func startIt(t *testing.T, m *monitor) {
 func TestMonitorCarriesOut(t *testing.T) {
 	s := newStreams(t)
 	m := runMonitor(t, &specs.Process{Args: []string{"wait"}}, s.Stdio)
-	if m.origin.Reason != "templates are switched off" || !m.net.nic {
-		t.Errorf("origin %+v, user NIC %v", m.origin, m.net.nic)
+	if m.origin.Reason != "templates are switched off" || !m.net.hostNIC {
+		t.Errorf("origin %+v, user NIC %v", m.origin, m.net.hostNIC)
 	}
 	startIt(t, m)
 	if _, err := ask(t, m, controlRequest{Op: controlStart}); !errors.Is(err, ErrRunning) {
@@ -356,12 +356,12 @@ func TestNetworkParameters(t *testing.T) {
 	if n.pending(&guestproto.Network{}) != nil || n.pending(wanted) != wanted {
 		t.Error("what has changed is not what the guest hears")
 	}
-	if _, err := n.tun(); err == nil {
+	if _, err := n.attachOne(1, guestproto.Interface{Name: "eth0"}, false); err == nil {
 		t.Error("a tap was found where there is none")
 	}
 	n.noTun = os.ErrPermission
-	if _, err := n.tun(); !errors.Is(err, os.ErrPermission) {
-		t.Errorf("tun = %v, want why there is none", err)
+	if _, err := n.attachOne(1, guestproto.Interface{Name: "eth0"}, false); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("attachOne = %v, want why there is none", err)
 	}
 }
 

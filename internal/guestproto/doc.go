@@ -18,7 +18,7 @@
 //	 |<------------------------- Reply -----------|
 //	 |-- Request{Op: "oom", seen} --------------->|   answered when the kernel has killed for
 //	 |        ...exec, signal, resize...          |   lack of memory more often than seen
-//	 |        ...update, stats, clock...          |
+//	 |        ...update, stats, clock, network... |
 //	 |<------------------- Reply to wait ---------|   all output is in the streams by then
 //
 // A guest that has no session yet may be asked to rehearse, any number of times:

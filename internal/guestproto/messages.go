@@ -335,7 +335,9 @@ type OOMReply struct {
 }
 
 // Network is the wanted state of the guest's network: what the container's
-// network namespace on the host looked like when it was read.
+// network namespace on the host looked like when it was read. The guest changes
+// what is different from the Network of the last request, and nothing else. An
+// interface that is not in it any more goes.
 type Network struct {
 	Interfaces []Interface `json:"interfaces,omitempty"`
 	Routes     []Route     `json:"routes,omitempty"`

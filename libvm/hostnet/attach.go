@@ -13,8 +13,9 @@ import (
 
 // Options are the arguments of Attach other than the link.
 type Options struct {
-	// Tun is a file of OpenTun that becomes the tap. Attach takes it over, also if
-	// Attach fails. If it is nil, Attach opens one.
+	// Tun becomes the tap, see OpenTun. It stays the caller's, and the tap is there
+	// for as long as it is open. After Remove another tap can be made of it, and
+	// after an Attach that failed likewise. If it is nil, Attach opens one.
 	Tun *os.File
 	// PortRange is a file of OpenPortRange, needed for HostResolver only. It stays
 	// the caller's. If it is nil, Attach opens one.
@@ -37,12 +38,16 @@ type Tap struct {
 	// Name is the tap's own name in the namespace.
 	Name string
 	// File is for QEMU (-netdev tap,fd= or getfd). The tap disappears when
-	// the last duplicate of it is closed; this one is the caller's to close.
+	// the last duplicate of it is closed, of which Options.Tun is one; this one is
+	// the caller's to close.
 	File *os.File
 	// Route and Neighbour lead the guest to programs in the namespace itself. They
 	// are nil without Options.Local.
 	Route     *guestproto.Route
 	Neighbour *guestproto.Neighbour
+
+	index    int  // of the tap's link
+	resolver bool // the link has the filters of Options.HostResolver
 }
 
 // Attach makes a tap in ns and exchanges the two links' incoming frames: what
@@ -59,7 +64,6 @@ type Tap struct {
 // is refused.
 func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 	var tap *Tap
-	tun := opts.Tun
 	err := with(ns, func(h *netlink.Handle) error {
 		link, err := h.LinkByName(name)
 		if err != nil {
@@ -76,18 +80,14 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 				return err
 			}
 		}
-		tap, err = makeTap(tun)
-		if tun = nil; err != nil {
+		if tap, err = makeTap(opts.Tun); err != nil {
 			return err
 		}
 		if err := wire(h, link, tap, opts); err != nil {
-			return errors.Join(err, tap.File.Close(), unwire(h, link), unrouteLocal(h, link))
+			return errors.Join(err, tap.remove(h), tap.File.Close(), unwire(h, link), unrouteLocal(h, link))
 		}
 		return nil
 	})
-	if tun != nil {
-		err = errors.Join(err, tun.Close())
-	}
 	if err != nil {
 		return nil, fmt.Errorf("attach interface %s: %w", name, err)
 	}
@@ -125,6 +125,7 @@ func wire(h *netlink.Handle, link netlink.Link, made *Tap, opts Options) error {
 	if err != nil {
 		return err
 	}
+	made.index, made.resolver = tap.Attrs().Index, opts.HostResolver
 	if err := h.LinkSetAlias(tap, opts.Owner); err != nil {
 		return fmt.Errorf("alias of tap %s: %w", tapName, err)
 	}

@@ -182,17 +182,19 @@ func FuzzConvert(f *testing.F) {
 	f.Fuzz(func(t *testing.T, choices []byte) {
 		s, same := (*bytesLeft)(&choices), slices.Clone(choices)
 		given, untouched := s.snapshot(), (*bytesLeft)(&same).snapshot()
-		network, err := convert(given)
+		found := convert(given)
 		if !reflect.DeepEqual(given, untouched) {
 			t.Errorf("convert changed %+v to %+v", untouched, given)
 		}
-		if err != nil {
-			if !strings.Contains(err.Error(), "is not Ethernet") || len(network.Interfaces) > 0 {
-				t.Errorf("convert = %+v, %v", network, err)
+		for _, err := range found.Refused {
+			if !strings.Contains(err.Error(), "is not Ethernet") {
+				t.Errorf("convert refuses: %v", err)
 			}
-			return
 		}
-		checkNetwork(t, network, given)
+		if len(found.Indices) != len(found.Interfaces) {
+			t.Errorf("%d indices of %d interfaces", len(found.Indices), len(found.Interfaces))
+		}
+		checkNetwork(t, found.Network, given)
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -47,45 +48,62 @@ func routeLocal(h *netlink.Handle, link, tap netlink.Link) (*guestproto.Route, *
 	if err := moveLocalRule(h, 0, localRule); err != nil {
 		return nil, nil, err
 	}
-	for _, a := range addresses {
-		to := &net.IPNet{IP: a.IP, Mask: net.CIDRMask(32, 32)}
-		if err := errors.Join(
-			h.NeighSet(&netlink.Neigh{LinkIndex: tap.Attrs().Index, State: netlink.NUD_PERMANENT, IP: a.IP, HardwareAddr: link.Attrs().HardwareAddr}),
-			h.RouteReplace(&netlink.Route{LinkIndex: tap.Attrs().Index, Table: localTable, Dst: to, Src: peer.IP, Scope: netlink.SCOPE_LINK}),
-			addRule(h, to),
-		); err != nil {
-			return nil, nil, fmt.Errorf("route to %s: %w", a.IP, err)
-		}
+	if err := routeAddresses(h, addresses, link, tap); err != nil {
+		return nil, nil, err
 	}
 	name := link.Attrs().Name
 	return &guestproto.Route{Interface: name, Dst: peer.String(), Family: 4, Scope: unix.RT_SCOPE_LINK, Protocol: unix.RTPROT_STATIC},
 		&guestproto.Neighbour{Interface: name, IP: peer.IP.String(), MAC: tap.Attrs().HardwareAddr.String()}, nil
 }
 
+// routeAddresses leads those addresses of the link through the tap. It can be
+// repeated.
+func routeAddresses(h *netlink.Handle, addresses []netlink.Addr, link, tap netlink.Link) error {
+	for _, a := range addresses {
+		to := &net.IPNet{IP: a.IP, Mask: net.CIDRMask(32, 32)}
+		if err := errors.Join(
+			h.NeighSet(&netlink.Neigh{LinkIndex: tap.Attrs().Index, State: netlink.NUD_PERMANENT, IP: a.IP, HardwareAddr: link.Attrs().HardwareAddr}),
+			h.RouteReplace(&netlink.Route{LinkIndex: tap.Attrs().Index, Table: localTable, Dst: to, Src: localPeer(tap).IP, Scope: netlink.SCOPE_LINK}),
+			addRule(h, to),
+		); err != nil {
+			return fmt.Errorf("route to %s: %w", a.IP, err)
+		}
+	}
+	return nil
+}
+
 // unrouteLocal takes the rules for the link's addresses away. The rest goes with
 // the tap.
 func unrouteLocal(h *netlink.Handle, link netlink.Link) error {
-	rules, err := h.RuleList(netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list rules: %w", err)
-	}
 	addresses, err := h.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
 		return err
+	}
+	return dropRules(h, func(ip net.IP) bool { return among(addresses, ip) })
+}
+
+func among(addresses []netlink.Addr, ip net.IP) bool {
+	return slices.ContainsFunc(addresses, func(a netlink.Addr) bool { return a.IP.Equal(ip) })
+}
+
+// dropRules takes the rules for those addresses away, and puts the kernel's first
+// rule back with the last of them.
+func dropRules(h *netlink.Handle, which func(net.IP) bool) error {
+	rules, err := h.RuleList(netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list rules: %w", err)
 	}
 	left := 0
 	for _, r := range rules {
 		if r.Table != localTable || r.Dst == nil {
 			continue
 		}
-		left++
-		for _, a := range addresses {
-			if a.IP.Equal(r.Dst.IP) {
-				if err := h.RuleDel(&r); err != nil {
-					return fmt.Errorf("remove the rule for %s: %w", a.IP, err)
-				}
-				left--
-			}
+		if !which(r.Dst.IP) {
+			left++
+			continue
+		}
+		if err := h.RuleDel(&r); err != nil {
+			return fmt.Errorf("remove the rule for %s: %w", r.Dst.IP, err)
 		}
 	}
 	if left > 0 {

@@ -28,13 +28,37 @@ type snapshot struct {
 	neighbours []netlink.Neigh
 }
 
-// Scan reads the network that the guest shall have: every link with an address
+// Found is what Look finds.
+type Found struct {
+	guestproto.Network
+	// Indices are those of the links, in the order of the interfaces. A link keeps
+	// its own for life, whatever it is called, and none gets it afterwards.
+	Indices []int
+	// Refused are the interfaces with addresses that a VM cannot take over, each
+	// with the reason.
+	Refused []error
+}
+
+// Scan is Look for a caller who wants all interfaces: one that is refused is an
+// error.
+func Scan(ns *os.File) (guestproto.Network, error) {
+	found, err := Look(ns)
+	if err == nil && len(found.Refused) > 0 {
+		err = found.Refused[0]
+	}
+	if err != nil {
+		return guestproto.Network{}, err
+	}
+	return found.Network, nil
+}
+
+// Look reads the network that the guest shall have: every link with an address
 // of its own, except lo and our taps, in the order of their indices, with MAC,
 // MTU, addresses, routes and permanent neighbours. What the guest's kernel
 // makes by itself from those (subnet routes, link-local addresses of IPv6) is
-// left out. An interface with addresses that is not Ethernet is an error,
-// since a VM cannot take it over.
-func Scan(ns *os.File) (guestproto.Network, error) {
+// left out. An interface with addresses that is not Ethernet is refused. Links with
+// the indices keep need no address.
+func Look(ns *os.File, keep ...int) (Found, error) {
 	var s snapshot
 	err := with(ns, func(h *netlink.Handle) error {
 		var err error
@@ -42,9 +66,9 @@ func Scan(ns *os.File) (guestproto.Network, error) {
 		return err
 	})
 	if err != nil {
-		return guestproto.Network{}, err
+		return Found{}, err
 	}
-	return convert(s)
+	return convert(s, keep...), nil
 }
 
 // read asks the kernel, again where a change meanwhile spoilt the answer.
@@ -83,13 +107,15 @@ func readOnce(h *netlink.Handle) (s snapshot, err error) {
 // taken are the interfaces that the guest gets.
 type taken struct {
 	interfaces []guestproto.Interface
+	indices    []int
+	refused    []error
 	names      map[int]string       // by index
 	subnets    map[int][]*net.IPNet // that their addresses span, by index
 }
 
-// takeLinks chooses the interfaces: those with an address that are not the loopback
-// and no tap of our own.
-func takeLinks(s snapshot) (*taken, error) {
+// takeLinks chooses the interfaces: those with an address, or to be kept, that are
+// not the loopback and no tap of our own.
+func takeLinks(s snapshot, keep []int) *taken {
 	links := slices.Clone(s.links)
 	slices.SortStableFunc(links, func(a, b netlink.Link) int { return a.Attrs().Index - b.Attrs().Index })
 
@@ -107,13 +133,15 @@ func takeLinks(s snapshot) (*taken, error) {
 			addresses = append(addresses, a.IPNet.String())
 			t.subnets[attrs.Index] = append(t.subnets[attrs.Index], subnet(a.IPNet))
 		}
-		if len(addresses) == 0 {
+		if len(addresses) == 0 && !slices.Contains(keep, attrs.Index) {
 			continue
 		}
 		if len(attrs.HardwareAddr) != 6 {
-			return nil, fmt.Errorf("interface %s (%s) is not Ethernet, which a VM cannot take over", attrs.Name, link.Type())
+			t.refused = append(t.refused, fmt.Errorf("interface %s (%s) is not Ethernet, which a VM cannot take over", attrs.Name, link.Type()))
+			continue
 		}
 		t.names[attrs.Index] = attrs.Name
+		t.indices = append(t.indices, attrs.Index)
 		t.interfaces = append(t.interfaces, guestproto.Interface{
 			Name:      attrs.Name,
 			MAC:       attrs.HardwareAddr.String(),
@@ -121,15 +149,12 @@ func takeLinks(s snapshot) (*taken, error) {
 			Addresses: addresses,
 		})
 	}
-	return t, nil
+	return t
 }
 
-// convert is Scan without the kernel.
-func convert(s snapshot) (guestproto.Network, error) {
-	t, err := takeLinks(s)
-	if err != nil {
-		return guestproto.Network{}, err
-	}
+// convert is Look without the kernel.
+func convert(s snapshot, keep ...int) Found {
+	t := takeLinks(s, keep)
 	network := guestproto.Network{Interfaces: t.interfaces}
 	for _, r := range s.routes {
 		if route, ok := convertRoute(r, t.names, t.subnets); ok {
@@ -154,7 +179,7 @@ func convert(s snapshot) (guestproto.Network, error) {
 			MAC:       n.HardwareAddr.String(),
 		})
 	}
-	return network, nil
+	return Found{Network: network, Indices: t.indices, Refused: t.refused}
 }
 
 // convertRoute says how the guest adds r; not at all if its kernel makes the

@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"errors"
 	"net"
 	"reflect"
 	"strings"
@@ -169,17 +170,24 @@ func TestConvert(t *testing.T) {
 		{name: "not Ethernet", in: snapshot{
 			links: []netlink.Link{link("wireguard", 3, "wg0", "", 1420)}, addresses: []netlink.Addr{addr(3, "10.7.0.2/24", 0)},
 		}, err: "interface wg0 (wireguard) is not Ethernet"},
+		{name: "not Ethernet, beside one that is", in: snapshot{
+			links:     []netlink.Link{link("wireguard", 3, "wg0", "", 1420), eth0},
+			addresses: []netlink.Addr{addr(3, "10.7.0.2/24", 0), addr(7, "10.1.0.9/24", 0)},
+			routes:    []netlink.Route{route4(netlink.Route{LinkIndex: 3, Gw: net.ParseIP("10.7.0.1")})},
+		}, want: guestproto.Network{Interfaces: []guestproto.Interface{
+			{Name: "eth0", MAC: mac, MTU: 1500, Addresses: []string{"10.1.0.9/24"}},
+		}}, err: "interface wg0 (wireguard) is not Ethernet"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := convert(tc.in)
-			if tc.err != "" {
-				if err == nil || !strings.Contains(err.Error(), tc.err) {
-					t.Fatalf("convert = %+v, %v, want error %q", got, err, tc.err)
-				}
-				return
+			got := convert(tc.in)
+			if refused := errors.Join(got.Refused...); (refused == nil) != (tc.err == "") || refused != nil && !strings.Contains(refused.Error(), tc.err) {
+				t.Errorf("convert refuses %v, want %q", refused, tc.err)
 			}
-			if err != nil || !reflect.DeepEqual(got, tc.want) {
-				t.Errorf("convert =\n%+v, %v, want\n%+v", got, err, tc.want)
+			if !reflect.DeepEqual(got.Network, tc.want) {
+				t.Errorf("convert =\n%+v, want\n%+v", got.Network, tc.want)
+			}
+			if len(got.Indices) != len(tc.want.Interfaces) {
+				t.Errorf("indices %v of %d interfaces", got.Indices, len(tc.want.Interfaces))
 			}
 		})
 	}

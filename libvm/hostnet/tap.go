@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,15 +38,15 @@ func tunAdvice(err error) string {
 }
 
 // makeTap makes a tap of a file of OpenTun: one queue, gone with its last descriptor,
-// frames with virtio-net headers. It closes the file; nil has one opened.
+// frames with virtio-net headers. The file stays the caller's; nil has one opened.
 func makeTap(tun *os.File) (*Tap, error) {
 	if tun == nil {
 		var err error
 		if tun, err = OpenTun(); err != nil {
 			return nil, err
 		}
+		defer tun.Close()
 	}
-	defer tun.Close()
 	req, err := unix.NewIfreq(tapPrefix + "%d")
 	if err != nil {
 		return nil, err
@@ -55,7 +56,8 @@ func makeTap(tun *os.File) (*Tap, error) {
 		return nil, fmt.Errorf("make a tap: TUNSETIFF: %w", err)
 	}
 	// Another descriptor: what has begun to poll the file when it was no tap yet
-	// never hears of it again.
+	// never hears of it again. So Go's poller wakes up for no frame of a tap that
+	// only QEMU reads.
 	fd, err := unix.FcntlInt(tun.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make a tap: %w", err)
@@ -65,6 +67,27 @@ func makeTap(tun *os.File) (*Tap, error) {
 		return nil, errors.Join(fmt.Errorf("make a tap: %w", err), unix.Close(fd))
 	}
 	return &Tap{Name: name, File: os.NewFile(uintptr(fd), "tap "+name)}, nil
+}
+
+// Remove takes the tap away, whoever has its file. Nobody who does may use it any
+// more. The tap may have gone.
+func (t *Tap) Remove(ns *os.File) error {
+	err := with(ns, t.remove)
+	if err != nil {
+		return fmt.Errorf("remove tap %s: %w", t.Name, err)
+	}
+	return nil
+}
+
+func (t *Tap) remove(h *netlink.Handle) error {
+	tap, err := h.LinkByIndex(t.index)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return h.LinkDel(tap)
 }
 
 // The ephemeral ports of a namespace whose stack shares an address with the

@@ -2,9 +2,11 @@ package vmm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,20 +15,21 @@ import (
 )
 
 // The ports for devices that are plugged into a running VM. There is one PCIe root
-// port for each time that something is plugged in: the share, the network at
-// create, memory, and the interfaces that have come until start. Each port costs
-// the guest's boot 12 to 20 ms. So interfaces that are plugged in together share a
-// port, as the functions of one device.
+// port for each time that something is plugged in: the share, memory, and three for
+// the network. Each port costs the guest's boot 12 to 20 ms. So interfaces that are
+// plugged in together share a port, as the functions of one device. The guest takes
+// a device away as a whole.
 const (
-	hotplugPorts = 4
+	hotplugPorts = 5
 	sharePort    = 0
-	CreatePort   = 1 // for interfaces that are there at create
 	memoryPort   = 2
-	StartPort    = 3 // for interfaces that have come since
 	// MaxInterfaces is how many interfaces a port takes, as a PCI device has eight
 	// functions.
 	MaxInterfaces = 8
 )
+
+// NetworkPorts are the root ports for NICs.
+func NetworkPorts() []int { return []int{1, 3, 4} }
 
 // PlugShare gives the VM its share. A guest that has not looked for devices yet
 // finds it as if it had been there from the beginning.
@@ -80,13 +83,78 @@ func (v *VM) PlugTap(n NIC, tap *os.File) error {
 	if err := v.qmp.Execute(ctx, "netdev_add", map[string]any{"type": "tap", "id": n.Name, "fd": n.Name}, nil); err != nil {
 		return err
 	}
-	return v.qmp.Execute(ctx, "device_add", n.device(), nil)
+	if err := v.qmp.Execute(ctx, "device_add", n.device(), nil); err != nil {
+		return errors.Join(err, v.qmp.Execute(ctx, "netdev_del", map[string]any{"id": n.Name}, nil))
+	}
+	return nil
+}
+
+// CutOff has QEMU let go of the NIC's tap. The device stays, without a link. It can
+// be repeated.
+func (v *VM) CutOff(n NIC) error {
+	ctx, cancel := context.WithTimeout(context.Background(), unplugTimeout)
+	defer cancel()
+	err := v.qmp.Execute(ctx, "netdev_del", map[string]any{"id": n.Name}, nil)
+	if isGone(err) {
+		return nil
+	}
+	return err
+}
+
+// isGone says that QEMU does not have what it was to remove.
+func isGone(err error) bool {
+	var refusal *qmp.Error
+	return errors.As(err, &refusal) && refusal.Class == "DeviceNotFound"
+}
+
+// unplugTimeout bounds how long a guest may take to let a device go.
+const unplugTimeout = 10 * time.Second
+
+// Unplug takes the NICs of one port away, all of them. A guest that keeps them is
+// ErrNoAnswer: they are in the VM still, and Unplug can be repeated.
+func (v *VM) Unplug(nics []NIC) error {
+	ctx, cancel := context.WithTimeout(context.Background(), unplugTimeout)
+	defer cancel()
+	left := map[string]bool{}
+	for _, n := range nics {
+		left[n.id()] = true
+	}
+	// The guest ejects the functions of a device together; those that are asked for
+	// by then may have gone.
+	for _, n := range nics {
+		err := v.qmp.Execute(ctx, "device_del", map[string]any{"id": n.id()}, nil)
+		var refusal *qmp.Error
+		switch {
+		case isGone(err):
+			delete(left, n.id())
+		case errors.As(err, &refusal): // it is being unplugged since an earlier attempt
+			v.log.Debug("unplug", "device", n.id(), "error", err)
+		case err != nil:
+			return err
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	err := v.awaitEvent(ctx, "DEVICE_DELETED", func(data json.RawMessage) bool {
+		var gone struct {
+			Device string `json:"device"`
+		}
+		if json.Unmarshal(data, &gone) == nil {
+			delete(left, gone.Device)
+		}
+		return len(left) == 0
+	})
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("unplug: %w within %s", ErrNoAnswer, unplugTimeout)
+	}
+	return err
 }
 
 // userNIC is that of QEMU's user-mode network, for a container that asked for the
 // host's network: a VM cannot have the host's interfaces, but it can reach what
 // they reach.
-var userNIC = NIC{Name: "host0", Port: CreatePort, MAC: "52:54:00:12:34:56"}
+var userNIC = NIC{Name: "host0", Port: 1, MAC: "52:54:00:12:34:56"}
 
 // UserNetwork is what the guest makes of userNIC. The addresses are QEMU's defaults
 // (qemu(1), -netdev user).

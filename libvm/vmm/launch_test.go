@@ -153,7 +153,7 @@ func TestHotplug(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tap.Close()
-	nic := NIC{Name: "net0", Port: CreatePort, Function: 2, MAC: "52:54:00:00:00:01", MTU: 9000}
+	nic := NIC{Name: "net0", Port: NetworkPorts()[0], Function: 2, MAC: "52:54:00:00:00:01", MTU: 9000}
 	if err := errors.Join(v.PlugShare(), v.PlugTap(nic, tap), v.PlugUserNIC()); err != nil {
 		t.Fatal(err)
 	}

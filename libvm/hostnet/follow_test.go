@@ -1,0 +1,313 @@
+package hostnet
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A watch hears of what happens in its own namespace, also of more than it has room for.
+func TestWatch(t *testing.T) {
+	b := newBench(t, "veth")
+	var w *Watch
+	if err := in(b.container, func() (err error) {
+		w, err = OpenWatch()
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	changes := w.Changes()
+	heard := func(what string, want bool) {
+		t.Helper()
+		select {
+		case _, open := <-changes:
+			if !want || !open {
+				t.Errorf("%s: a change, or the end of them", what)
+			}
+		case <-time.After(time.Second):
+			if want {
+				t.Errorf("%s: nothing is heard", what)
+			}
+		}
+		for len(changes) > 0 {
+			<-changes
+		}
+	}
+	change := func(ns *os.File, name string, f func(h *netlink.Handle, link netlink.Link) error) {
+		t.Helper()
+		do(t, ns, func(h *netlink.Handle) error {
+			link, err := h.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			return f(h, link)
+		})
+		time.Sleep(50 * time.Millisecond)
+	}
+	for quiet := false; !quiet; { // until the end of what newBench has begun
+		select {
+		case <-changes:
+		case <-time.After(2 * time.Second):
+			quiet = true
+		}
+	}
+	change(b.peer, "peer0", func(h *netlink.Handle, l netlink.Link) error {
+		return h.AddrAdd(l, &netlink.Addr{IPNet: mustAddr("10.98.0.1/24")})
+	})
+	heard("another namespace", false)
+	change(b.container, "eth0", func(h *netlink.Handle, l netlink.Link) error {
+		return h.AddrAdd(l, &netlink.Addr{IPNet: mustAddr("10.98.0.2/24")})
+	})
+	heard("an address", true)
+	change(b.container, "eth0", func(h *netlink.Handle, l netlink.Link) error {
+		return h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: mustAddr("10.97.0.0/16"), Scope: netlink.SCOPE_LINK})
+	})
+	heard("a route", true)
+	change(b.container, "eth0", func(h *netlink.Handle, l netlink.Link) error {
+		return errors.Join(h.LinkSetDown(l), h.LinkSetName(l, "eth9"), h.LinkSetUp(l))
+	})
+	heard("a name", true)
+	change(b.container, "eth9", func(h *netlink.Handle, l netlink.Link) error {
+		for range 3000 {
+			if err := errors.Join(h.LinkSetMTU(l, 1300), h.LinkSetMTU(l, 1400)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	heard("a flood", true)
+	change(b.container, "eth9", func(h *netlink.Handle, l netlink.Link) error { return h.LinkDel(l) })
+	heard("the end of a link", true)
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	for range changes { // ends
+	}
+}
+
+// A link that has lost its addresses is found by who has it already.
+func TestLookKeeps(t *testing.T) {
+	b := newBench(t, "veth")
+	found, err := Look(b.container)
+	if err != nil || len(found.Indices) != 1 {
+		t.Fatalf("Look = %+v, %v, want eth0", found, err)
+	}
+	do(t, b.container, func(h *netlink.Handle) error {
+		eth0, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(h.AddrDel(eth0, &netlink.Addr{IPNet: mustAddr(guestIP4 + "/24")}), h.AddrDel(eth0, &netlink.Addr{IPNet: mustAddr(guestIP6 + "/64")}))
+	})
+	if found, err := Look(b.container); err != nil || len(found.Interfaces) != 0 {
+		t.Errorf("Look = %+v, %v, want nothing", found, err)
+	}
+	kept, err := Look(b.container, found.Indices...)
+	if err != nil || len(kept.Interfaces) != 1 || kept.Interfaces[0].Name != "eth0" || len(kept.Interfaces[0].Addresses) != 0 || kept.Indices[0] != found.Indices[0] {
+		t.Errorf("Look with eth0 kept = %+v, %v", kept, err)
+	}
+}
+
+// One file of /dev/net/tun makes one tap after the other, also behind a failure.
+func TestTapAgain(t *testing.T) {
+	b := newBench(t, "veth")
+	tun, err := openTunIn(b.container)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	for range 3 {
+		if _, err := Attach(b.container, "gone0", Options{Tun: tun}); err == nil {
+			t.Fatal("Attach to a link that is not there works")
+		}
+		tap, err := Attach(b.container, "eth0", Options{Tun: tun, Owner: "c"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Frames come from the peer, through this tap.
+		frame := make(chan error, 1)
+		go func() {
+			tap.File.SetReadDeadline(time.Now().Add(10 * time.Second))
+			_, err := tap.File.Read(make([]byte, 1<<16))
+			frame <- err
+		}()
+		go reach(b.peer, guestIP4, 80, 16)
+		if err := <-frame; err != nil {
+			t.Errorf("read a frame: %v", err)
+		}
+		if err := errors.Join(tap.File.Close(), Detach(b.container, "eth0", "c"), tap.Remove(b.container), tap.Remove(b.container)); err != nil {
+			t.Error(err)
+		}
+		wantLinks(t, b.container, "eth0", "lo")
+	}
+	// Whoever has the file still gets nothing from it.
+	tap, err := Attach(b.container, "eth0", Options{Tun: tun})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.File.Close()
+	if err := tap.Remove(b.container); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := tap.File.Read(make([]byte, 1<<16)); n > 0 || err == nil || err == io.EOF {
+		t.Errorf("read of a tap that was removed = %d, %v", n, err)
+	}
+}
+
+func openTunIn(ns *os.File) (tun *os.File, err error) {
+	err = in(ns, func() error {
+		tun, err = OpenTun()
+		return err
+	})
+	return tun, err
+}
+
+func wantLinks(t *testing.T, ns *os.File, want ...string) {
+	t.Helper()
+	do(t, ns, func(h *netlink.Handle) error {
+		links, err := h.LinkList()
+		var got []string
+		for _, l := range links {
+			got = append(got, l.Attrs().Name)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("links = %v, want %v", got, want)
+		}
+		return err
+	})
+}
+
+// A resolver that comes later is served on a link that is attached already.
+func TestUpdateForResolver(t *testing.T) {
+	b := newBench(t, "veth")
+	tap, err := Attach(b.container, "eth0", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.File.Close()
+	b.boot(tap)
+	echo(t, b.peer, peerIP4, 53)
+	if err := reach(b.container, peerIP4, 53, 16); err == nil {
+		t.Error("the namespace's stack hears of answers before Update")
+	}
+	for range 2 {
+		if err := tap.Update(b.container, "eth0", Options{HostResolver: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	echo(t, b.guest, guestIP4, 80)
+	for what, err := range map[string]error{
+		"namespace to peer": reach(b.container, peerIP4, 53, 1<<16),
+		"peer to guest":     reach(b.peer, guestIP4, 80, 1<<16),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := Detach(b.container, "eth0", ""); err != nil {
+		t.Error(err)
+	}
+	do(t, b.container, func(h *netlink.Handle) error {
+		eth0, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		kind, err := ingressKind(h, eth0)
+		if kind != "" {
+			t.Errorf("ingress qdisc after Detach: %s", kind)
+		}
+		return err
+	})
+}
+
+// Programs of the namespace reach the guest at an address that has come later, and no
+// rule stays for one that has gone, or for a link that has.
+func TestUpdateForLocalClients(t *testing.T) {
+	b := newBench(t, "veth")
+	tap, err := Attach(b.container, "eth0", Options{Local: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.File.Close()
+	b.boot(tap)
+	const second = "10.99.0.22"
+	do(t, b.guest, func(h *netlink.Handle) error {
+		eth0, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(
+			h.AddrAdd(eth0, &netlink.Addr{IPNet: mustAddr(second + "/24")}),
+			h.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: mustAddr(tap.Route.Dst), Scope: netlink.Scope(tap.Route.Scope)}),
+			h.NeighAdd(&netlink.Neigh{LinkIndex: eth0.Attrs().Index, IP: net.ParseIP(tap.Neighbour.IP), State: netlink.NUD_PERMANENT, HardwareAddr: mustMAC(tap.Neighbour.MAC)}),
+		)
+	})
+	echo(t, b.guest, second, 80)
+	inContainer := func(f func(h *netlink.Handle, eth0 netlink.Link) error) {
+		t.Helper()
+		do(t, b.container, func(h *netlink.Handle) error {
+			eth0, err := h.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			return f(h, eth0)
+		})
+	}
+	wantRules := func(want ...string) {
+		t.Helper()
+		do(t, b.container, func(h *netlink.Handle) error {
+			rules, err := h.RuleList(netlink.FAMILY_V4)
+			var got []string
+			for _, r := range rules {
+				if r.Table == localTable {
+					got = append(got, r.Dst.IP.String())
+				}
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, want) {
+				t.Errorf("rules for %v, want %v", got, want)
+			}
+			if len(want) == 0 && (len(rules) != 3 || rules[0].Table != unix.RT_TABLE_LOCAL) {
+				t.Errorf("rules = %v, want the kernel's three", rules)
+			}
+			return err
+		})
+	}
+	update := func() {
+		t.Helper()
+		if err := errors.Join(tap.Update(b.container, "eth0", Options{Local: true}), Prune(b.container, []string{"eth0", "gone0"})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update()
+	wantRules(guestIP4)
+	inContainer(func(h *netlink.Handle, eth0 netlink.Link) error {
+		return h.AddrAdd(eth0, &netlink.Addr{IPNet: mustAddr(second + "/24")})
+	})
+	update()
+	wantRules(guestIP4, second)
+	if err := reach(b.container, second, 80, 1<<16); err != nil {
+		t.Errorf("the address that came later: %v", err)
+	}
+	inContainer(func(h *netlink.Handle, eth0 netlink.Link) error {
+		return h.AddrDel(eth0, &netlink.Addr{IPNet: mustAddr(second + "/24")})
+	})
+	update()
+	wantRules(guestIP4)
+	inContainer(func(h *netlink.Handle, eth0 netlink.Link) error { return h.LinkDel(eth0) })
+	if err := Prune(b.container, nil); err != nil {
+		t.Error(err)
+	}
+	wantRules()
+	if err := tap.Update(b.container, "eth0", Options{}); err == nil {
+		t.Error("Update without link works")
+	}
+}
