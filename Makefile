@@ -30,7 +30,7 @@ TESTFLAGS ?=
 FUZZTIME  ?= 1m
 # COLD are the end-to-end tests that are repeated with VMs that boot.
 COLD = TestRunByHand|TestLifecycleByHand|TestPrivilegedInItsOwnKernel|TestBridgeNetwork|TestVolumeBothWays|TestPartsKilled$$|TestCreateKilled
-ALLTESTFLAGS = $(if $(RUN),-run '$(RUN)') $(TESTFLAGS)
+ALLTESTFLAGS = $(strip $(if $(RUN),-run '$(RUN)') $(TESTFLAGS))
 
 .PHONY: all
 all: bin/boxlite bin/initramfs.cpio kernels ## build everything into bin/
@@ -104,7 +104,7 @@ test-packages: all ## deb and dist: equal builds, lintian, installed on clean De
 demo: ## run real containers in front of you, with a private Docker (root)
 	@scripts/demo.sh
 
-# One after the other, also with -j: the tests measure time.
+# One after the other, also with -j: each fills the machine.
 .PHONY: test
 test: deps ## everything: install what is missing, build, lint, unit and e2e tests, a little fuzzing (root)
 	@echo '== build'
@@ -138,12 +138,13 @@ images: ## build the images of images/ from Debian packages; from the cache if n
 .PHONY: e2e
 e2e: all kernel-host images ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
-	$(GO) test -count=1 -p 1 -v -timeout 60m $(ALLTESTFLAGS) ./e2e/...
+	$(if $(ALLTESTFLAGS),$(GO) test -count=1 -v -timeout 60m $(ALLTESTFLAGS) ./e2e,GO='$(GO)' scripts/e2e.sh -test.timeout=60m)
+	$(GO) test -count=1 -v -timeout 30m $(ALLTESTFLAGS) ./e2e/kvm
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
 
 .PHONY: soak
 soak: all ## 200 mixed operations, some on hostile guests, nothing left behind; about 10 minutes emulated (root)
-	E2E_SOAK=$${E2E_SOAK:-200} E2E_RUNTIMES=boxlite $(GO) test -count=1 -timeout 60m -v ./e2e -run TestSoak
+	E2E_SOAK=$${E2E_SOAK:-200} E2E_RUNTIMES=boxlite $(GO) test -count=1 -timeout 180m -v ./e2e -run TestSoak
 
 .PHONY: conformance
 conformance: all ## the OCI validation suite with runc and boxlite, into docs/conformance.md (root)

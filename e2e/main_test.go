@@ -255,6 +255,10 @@ func makeHost() error {
 	if err != nil {
 		return err
 	}
+	needed, err := openNeeded()
+	if err != nil {
+		return err
+	}
 	for _, m := range []struct{ fstype, target, data string }{
 		{"proc", "/proc", ""},
 		{"sysfs", "/sys", ""},
@@ -269,8 +273,67 @@ func makeHost() error {
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", cgroups), "/sys/fs/cgroup", "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("bind cgroups: %w", err)
 	}
+	for _, dir := range needed {
+		if err := dir.show(); err != nil {
+			return err
+		}
+	}
 	// The default state roots may stay, empty; what is in them may not.
 	return sh("mkdir /run/runc /run/boxlite && ip link set lo up && sysctl -qw net.ipv4.ip_forward=1")
+}
+
+// A neededDir is a directory of the machine that the tests read.
+type neededDir struct {
+	path string
+	fd   int
+}
+
+// openNeeded opens this tree, the caches and the runtimes' directories, before makeHost hides what is around them: a clone
+// below /tmp.
+func openNeeded() ([]neededDir, error) {
+	tree, err := filepath.Abs("..")
+	if err != nil {
+		return nil, err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil, err
+	}
+	rts, err := selectedRuntimes()
+	if err != nil {
+		return nil, err
+	}
+	paths := []string{tree, cache}
+	for _, rt := range rts {
+		paths = append(paths, filepath.Dir(rt.bin))
+	}
+	var needed []neededDir
+	for _, path := range paths {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a cache that nothing is in
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", path, err)
+		}
+		needed = append(needed, neededDir{path, fd})
+	}
+	return needed, nil
+}
+
+// show binds the directory to its path if that leads nowhere any more, and closes it.
+func (d neededDir) show() error {
+	defer unix.Close(d.fd)
+	if _, err := os.Stat(d.path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(d.path, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", d.fd), d.path, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", d.path, err)
+	}
+	return nil
 }
 
 // suiteStage runs the tests, with a dockerd for all of them.
