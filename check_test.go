@@ -9,7 +9,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm/accel"
+	"github.com/boxlite-oci/boxlite/libvm/fault"
 )
 
 func TestQEMUVersion(t *testing.T) {
@@ -165,13 +167,15 @@ func TestSELinux(t *testing.T) {
 
 func TestDiskHint(t *testing.T) {
 	full := &fs.PathError{Op: "write", Path: "/run/x", Err: unix.ENOSPC}
-	for _, err := range []error{full, errors.New(full.Error()), errors.New("write state: ENOSPC")} {
+	for _, err := range []error{full, fault.Wrap("write state", full), guestproto.Errorf(guestproto.CodeDiskFull, "mkdir /not")} {
 		if got := diskHint(err); !strings.Contains(got, "df -h") {
 			t.Errorf("diskHint(%v) = %q, want df -h in it", err, got)
 		}
 	}
-	if got := diskHint(errors.New("no such file")); got != "" {
-		t.Errorf("diskHint of another error = %q", got)
+	for _, err := range []error{fs.ErrNotExist, guestproto.Errorf(guestproto.CodeInternal, "%v", full)} {
+		if got := diskHint(err); got != "" {
+			t.Errorf("diskHint(%v) = %q", err, got)
+		}
 	}
 }
 

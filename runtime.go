@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/moby/sys/userns"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm"
 	"github.com/boxlite-oci/boxlite/libvm/parts"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
@@ -138,10 +138,11 @@ func about(c *cli.Context, id string, err error) error {
 	return fmt.Errorf("boxlite: %s %s: %w%s%s", c.Command.Name, id, err, consoleHint(c, id, err), diskHint(err))
 }
 
-// diskHint is what to do about a full disk of the host's. The error may be the
-// monitor's, of which only the text is here.
+// diskHint is what to do about a full disk of the host's, which the guest may have
+// met behind a share.
 func diskHint(err error) string {
-	if !errors.Is(err, unix.ENOSPC) && !strings.Contains(err.Error(), unix.ENOSPC.Error()) && !strings.Contains(err.Error(), "ENOSPC") {
+	var ge *guestproto.Error
+	if !errors.Is(err, unix.ENOSPC) && (!errors.As(err, &ge) || ge.Code != guestproto.CodeDiskFull) {
 		return ""
 	}
 	return " (this machine's disk is full there: df -h and df -i show it)"

@@ -171,7 +171,11 @@ func reply(stream *yamux.Stream, body any, err error) error {
 	var rep guestproto.Reply
 	if err != nil {
 		if !errors.As(err, &rep.Error) {
-			rep.Error = guestproto.Errorf(guestproto.CodeInternal, "%v", err)
+			code := guestproto.CodeInternal
+			if errors.Is(err, unix.ENOSPC) {
+				code = guestproto.CodeDiskFull
+			}
+			rep.Error = guestproto.Errorf(code, "%v", err)
 		}
 		const most = guestproto.MaxReply / 8 // JSON makes a byte six at worst
 		if len(rep.Error.Message) > most {

@@ -109,6 +109,7 @@ var sentinelKinds = map[string]error{
 	"vm-lost":     ErrVMLost,
 	"protocol":    ErrProtocol,
 	"no-answer":   vmm.ErrNoAnswer,
+	"disk-full":   unix.ENOSPC,
 }
 
 // toControlError is nil for a nil error.

@@ -12,7 +12,8 @@ const (
 	CodeCommand    Code = "command"    // args[0] cannot be executed, or not in cwd; Message is runc's wording
 	CodeNoProcess  Code = "no-process" // no such process, or it has ended
 	CodeBadRequest Code = "bad-request"
-	CodeHook       Code = "hook" // a startContainer hook has failed
+	CodeHook       Code = "hook"      // a startContainer hook has failed
+	CodeDiskFull   Code = "disk-full" // ENOSPC, as a rule of a disk of the host's behind a share
 )
 
 // Error is a failure inside the guest.

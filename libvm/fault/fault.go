@@ -15,17 +15,26 @@ import (
 // podman look for "no such file or directory", "permission denied" and the like
 // anywhere in an error. They take such an error for a fault of the container's
 // command, with exit code 127 or 126 (docs/contract.md, "Errors"). So Wrap gives an
-// errno by its name. A nil err stays nil.
+// errno by its name. The error still matches the errno. A nil err stays nil.
 func Wrap(what string, err error) error {
 	if err == nil {
 		return nil
 	}
 	var errno unix.Errno
 	if errors.As(err, &errno) {
-		return fmt.Errorf("%s: %s", what, unix.ErrnoName(errno))
+		return &wrapped{what + ": " + unix.ErrnoName(errno), errno}
 	}
 	return fmt.Errorf("%s: %s", what, Quiet(err.Error()))
 }
+
+type wrapped struct {
+	text  string
+	errno unix.Errno
+}
+
+func (w *wrapped) Error() string { return w.text }
+
+func (w *wrapped) Unwrap() error { return w.errno }
 
 // Killed says of a process that was killed why that may be, and what to do.
 const Killed = "as this machine's kernel does for want of memory: dmesg says so; give the machine, or the cgroup above the container, more"

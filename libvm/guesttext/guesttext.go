@@ -41,6 +41,8 @@ func Error(e *guestproto.Error) error {
 		return &guestproto.Error{Code: e.Code, Message: hyphenate(stateWords, text)}
 	case guestproto.CodeNoProcess, guestproto.CodeBadRequest, guestproto.CodeHook:
 		return &guestproto.Error{Code: e.Code, Message: Harmless(text)}
+	case guestproto.CodeDiskFull:
+		return fmt.Errorf("guest: %w", &guestproto.Error{Code: e.Code, Message: Harmless(text)})
 	default:
 		return fmt.Errorf("guest: %w", &guestproto.Error{Code: guestproto.CodeInternal, Message: Harmless(text)})
 	}

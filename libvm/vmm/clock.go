@@ -56,7 +56,7 @@ func (v *VM) checkClock(a accel.Accel) error {
 	}
 	guest, err := v.askClockRate()
 	if err != nil {
-		return fmt.Errorf("guest: rate of its clock: %w", err)
+		return fmt.Errorf("guest: rate of its clock: %w (boxlite and the initramfs must be of one build)", err)
 	}
 	v.log.Debug("rate of the time stamp counter", "host", host, "guest", math.Round(guest))
 	if math.Abs(guest/float64(host)-1) > maxRateError {
