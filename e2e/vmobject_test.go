@@ -71,5 +71,17 @@ func TestNewerFields(t *testing.T) {
 		if out := c.out.wait(); !strings.HasPrefix(out, want) {
 			h.Errorf("output = %q, want %q first", out, want)
 		}
+
+		// Docker from 29.5 on asks for a time namespace without offsets.
+		b = h.bundle("time", "cut -d . -f 1 /proc/uptime; exec sleep 1000", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+		})
+		c = h.create(b)
+		c.start()
+		h.expect(c.out, "\n")
+		h.want("exec", h.must("exec", b.id, "readlink", "/proc/self/ns/time"), h.must("exec", b.id, "readlink", "/proc/1/ns/time"))
+		h.must("kill", b.id, "KILL")
+		c.reaper.wait(c.pid)
+		h.must("delete", b.id)
 	})
 }

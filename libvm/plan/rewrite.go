@@ -110,9 +110,11 @@ func GuestProcess(proc *specs.Process) (warnings []string) {
 	return warnings
 }
 
-// namespaces keeps the types that make sense inside the VM. The network is the
-// VM's own, and a path names a namespace of the host's kernel: the nearest
-// thing is a new namespace in the guest.
+// namespaces keeps the types that make sense inside the VM. A path names a namespace
+// of the host's kernel: the nearest thing is a new namespace in the guest. Two types
+// are the VM's own, which nobody shares with the container: the network, and the
+// time if there are no offsets. Docker 29.5 and later asks for such a time namespace
+// each time, and the guest has an init forked ahead for containers without one.
 func (p *Plan) namespaces() {
 	keep := p.Guest.Linux.Namespaces[:0]
 	for _, ns := range p.Guest.Linux.Namespaces {
@@ -121,6 +123,9 @@ func (p *Plan) namespaces() {
 		}
 		if ns.Path != "" && ns.Type != specs.MountNamespace {
 			p.Warnf("%s namespace %s belongs to the host's kernel: the container gets one of its own", ns.Type, ns.Path)
+		}
+		if ns.Type == specs.TimeNamespace && len(p.Guest.Linux.TimeOffsets) == 0 {
+			continue
 		}
 		ns.Path = ""
 		keep = append(keep, ns)

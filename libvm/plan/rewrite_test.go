@@ -303,3 +303,18 @@ func TestDeviceNodesInTheShare(t *testing.T) {
 		}
 	}
 }
+
+// A time namespace without offsets is the VM's.
+func TestTimeNamespace(t *testing.T) {
+	for name, offsets := range map[string]map[string]specs.LinuxTimeOffset{"none": nil, "one": {"monotonic": {Secs: 1}}} {
+		spec := minimal()
+		spec.Linux = &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.TimeNamespace}}, TimeOffsets: offsets}
+		p, err := Rewrite(spec, "/rootfs", &HostFacts{CPUs: 2}, Overrides{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(p.Guest.Linux.Namespaces); got != len(offsets) {
+			t.Errorf("offsets: %s: the guest is asked for %d namespaces, want %d", name, got, len(offsets))
+		}
+	}
+}
