@@ -41,6 +41,25 @@ func TestOOMKilled(t *testing.T) {
 	})
 }
 
+// What a program reserves is not refused, however little memory the container may use. What it touches beyond its limit,
+// or beyond its VM, it is killed for.
+func TestMemoryIsOvercommitted(t *testing.T) {
+	limited := []string{"--memory", "64m", "--memory-swap", "64m"}
+	wantOOM := func(e *env, args ...string) {
+		e.Helper()
+		id := e.start(args...)
+		e.want("exit code", e.ok("wait", id), "137")
+		e.want("OOMKilled", e.inspect(id, ".State.OOMKilled"), "true")
+		e.wantPart("output", e.ok("logs", id), "reserved ")
+	}
+	eachRuntime(t, func(e *env) {
+		e.want("with a limit", e.runOK(append(limited, "busybox", "probe", "reserve", "200", "16")...), "reserved 200\ntouched 16")
+		e.want("without one", e.runOK("busybox", "probe", "reserve", "3000", "16"), "reserved 3000\ntouched 16")
+		wantOOM(e, append(limited, "busybox", "probe", "reserve", "200", "200")...)
+	})
+	eachVM(t, func(e *env) { wantOOM(e, "busybox", "probe", "reserve", "3000", "3000") })
+}
+
 // Without a limit a container has the host's memory under runc and the VM's default size otherwise; this much it has.
 func TestMemoryWithoutLimit(t *testing.T) {
 	eachRuntime(t, func(e *env) {

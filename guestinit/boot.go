@@ -48,6 +48,9 @@ var kernelParameters = []struct{ path, value string }{
 	// kernel's own values give it half a minute.
 	{"/proc/sys/vm/dirty_writeback_centisecs", "100"},
 	{"/proc/sys/vm/dirty_expire_centisecs", "100"},
+	// A host has more memory than its containers. What one of them only reserves must not be refused because
+	// its VM is smaller: it counts when it is touched, and then the limit kills.
+	{"/proc/sys/vm/overcommit_memory", "1"},
 	// An idle guest shall sleep: the kernel would look twice a second whether memory is in pieces, and each
 	// second at the counters of each processor.
 	{"/proc/sys/vm/compaction_proactiveness", "0"},

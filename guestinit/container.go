@@ -59,6 +59,9 @@ func createContainer(children *reaper, ground *groundwork, req *guestproto.Creat
 	if err := c.step("mount the share", mountShare); err != nil {
 		return nil, err
 	}
+	if err := takeOver(req.KernelParameters); err != nil {
+		return nil, err
+	}
 	if err := c.step("set up the cgroup", c.setupCgroup); err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
@@ -206,6 +209,17 @@ func (c *container) setNames() error {
 	if domain := c.spec.Domainname; domain != "" {
 		if err := unix.Setdomainname([]byte(domain)); err != nil {
 			return fmt.Errorf("set domainname %q: %w", domain, err)
+		}
+	}
+	return nil
+}
+
+// takeOver sets kernel parameters of the host's.
+func takeOver(parameters map[string]string) error {
+	for _, name := range slices.Sorted(mapKeys(parameters)) {
+		err := writeFile("/proc/sys/"+name, parameters[name])
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // config.json may name a kernel that has fewer
+			return err
 		}
 	}
 	return nil

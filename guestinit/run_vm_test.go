@@ -80,9 +80,11 @@ func TestContainer(t *testing.T) {
 	}
 	v.ok(guestproto.OpCreate, guestproto.CreateRequest{
 		ID: "c1", Spec: spec, Seccomp: &guestproto.SeccompFilter{Program: filter.Encode(), Flags: filter.Flags},
+		KernelParameters: map[string]string{"vm/overcommit_memory": "2", "vm/overcommit_kbytes": "2000000", "vm/of_another_kernel": "1"},
 	}, nil)
 	v.ok(guestproto.OpStart, guestproto.StartRequest{}, nil)
 	look(t, v, []probe{
+		{"cat /proc/sys/vm/overcommit_memory /proc/sys/vm/overcommit_kbytes", "2\n2000000\n"},
 		{"id", "uid=0(root) gid=0"},
 		{"cat /proc/1/cgroup", "0::/\n"},
 		{"cat /proc/self/cgroup", "0::/\n"},

@@ -30,6 +30,30 @@ func hog(args []string) error {
 	return nil
 }
 
+// reserve MIB [TOUCH] asks for that much memory at once, and touches the first TOUCH MiB of it.
+func reserve(args []string) error {
+	mib, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	m, err := unix.Mmap(-1, 0, mib<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return fmt.Errorf("mmap of %d MiB: %w", mib, err)
+	}
+	fmt.Println("reserved", mib)
+	touch := 0
+	if len(args) > 1 {
+		if touch, err = strconv.Atoi(args[1]); err != nil {
+			return err
+		}
+	}
+	for i := 0; i < touch<<20; i += 4096 {
+		m[i] = 1
+	}
+	fmt.Println("touched", touch)
+	return nil
+}
+
 // fork N starts children that wait until it ends and prints how many it got before the first refusal.
 func fork(args []string) error {
 	n, err := strconv.Atoi(args[0])

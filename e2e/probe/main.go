@@ -21,6 +21,7 @@ var commands = map[string]func(args []string) error{
 	"many":      many,
 	"tmpfile":   tmpfile,
 	"hog":       hog,
+	"reserve":   reserve,
 	"fork":      fork,
 	"tty":       tty,
 	"signals":   signals,

@@ -154,6 +154,9 @@ type CreateRequest struct {
 	// Seccomp is the filter of the container's processes, which the spec does not
 	// hold; nil for none.
 	Seccomp *SeccompFilter `json:"seccomp,omitempty"`
+	// KernelParameters are set before those of the spec, in the order of their
+	// names, which are paths below /proc/sys. A kernel may lack some.
+	KernelParameters map[string]string `json:"kernelParameters,omitempty"`
 	// NullStdin gives the container init /dev/null for stdin, and no such stream
 	// to ask for. It says nothing of a process with a terminal.
 	NullStdin bool `json:"nullStdin,omitempty"`

@@ -25,6 +25,9 @@ type HostFacts struct {
 	CPUs int
 	// MemoryMiB is what the host has, zero if that is not known.
 	MemoryMiB int
+	// KernelParameters are those that the guest takes over, by their path below
+	// /proc/sys.
+	KernelParameters map[string]string
 	// Sources describes the source of every bind mount, by its path in the spec.
 	Sources map[string]Source
 	// Devices holds the devices of linux.devices that exist on the host, by
@@ -60,7 +63,8 @@ const (
 func LookAtHost(spec *specs.Spec, bundle string) (*HostFacts, error) {
 	f := &HostFacts{
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), UserNamespace: userns.RunningInUserNS(),
-		CPUs: runtime.NumCPU(), MemoryMiB: hostMemoryMiB(), Sources: map[string]Source{}, Devices: map[string]bool{},
+		CPUs: runtime.NumCPU(), MemoryMiB: hostMemoryMiB(), KernelParameters: kernelParameters("/proc"),
+		Sources: map[string]Source{}, Devices: map[string]bool{},
 	}
 	for i := range spec.Mounts {
 		m := &spec.Mounts[i]

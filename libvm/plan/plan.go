@@ -83,6 +83,8 @@ type Plan struct {
 	DeviceFilter []byte
 	// Seccomp is the guest's filter, see package seccomp; nil for none.
 	Seccomp *guestproto.SeccompFilter `json:",omitempty"`
+	// KernelParameters are what the guest's kernel takes over from the host's.
+	KernelParameters map[string]string `json:",omitempty"`
 	// Scratch is nil for a container without such a disk.
 	Scratch *Scratch `json:",omitempty"`
 	// Nodes says that device nodes are made in the share.

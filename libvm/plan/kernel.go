@@ -1,0 +1,45 @@
+package plan
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// kernelParameters are those of the host's kernel that a container shall find in its
+// own, by their path below /proc/sys; the other ones a guest has from its boot. The
+// host's proc is mounted at proc.
+func kernelParameters(proc string) map[string]string {
+	parameters := map[string]string{}
+	if readParameter(proc, "vm/overcommit_memory") == "2" {
+		// Every reservation counts, against the host's memory and not the VM's.
+		if limit := commitLimitKiB(proc); limit != "" {
+			parameters["vm/overcommit_memory"], parameters["vm/overcommit_kbytes"] = "2", limit
+		}
+	}
+	return parameters
+}
+
+// readParameter returns a kernel parameter, or nothing for one that this kernel lacks.
+func readParameter(proc, name string) string {
+	text, err := os.ReadFile(filepath.Join(proc, "sys", name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// commitLimitKiB is how much all processes together may reserve with strict
+// accounting, or nothing if that is not known.
+func commitLimitKiB(proc string) string {
+	text, err := os.ReadFile(filepath.Join(proc, "meminfo"))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "CommitLimit:" && fields[2] == "kB" {
+			return fields[1]
+		}
+	}
+	return ""
+}

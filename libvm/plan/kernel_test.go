@@ -1,0 +1,39 @@
+package plan
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestKernelParameters(t *testing.T) {
+	strict := map[string]string{
+		"sys/vm/overcommit_memory": "2\n",
+		"meminfo":                  "MemTotal:       24671868 kB\nCommitLimit:    12335932 kB\nCommitted_AS:    1234567 kB\n",
+	}
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		want  map[string]string
+	}{
+		{"a host without proc", nil, map[string]string{}},
+		{"the kernel's own mode", map[string]string{"sys/vm/overcommit_memory": "0\n", "meminfo": strict["meminfo"]}, map[string]string{}},
+		{"strict accounting", strict, map[string]string{"vm/overcommit_memory": "2", "vm/overcommit_kbytes": "12335932"}},
+		{"strict, without a known limit", map[string]string{"sys/vm/overcommit_memory": "2\n", "meminfo": "CommitLimit: many\n"}, map[string]string{}},
+	} {
+		proc := t.TempDir()
+		for name, text := range c.files {
+			path := filepath.Join(proc, name)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := kernelParameters(proc); !maps.Equal(got, c.want) {
+			t.Errorf("%s: kernelParameters = %v, want %v", c.name, got, c.want)
+		}
+	}
+}
