@@ -164,3 +164,22 @@ func TestHostCgroup(t *testing.T) {
 		}
 	})
 }
+
+// What the kernel grants in all is in a container what it is on the host, or more.
+func TestLimitsOfTheKernel(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		names := strings.Fields("fs/aio-max-nr fs/epoll/max_user_watches fs/file-max fs/mount-max fs/nr_open fs/pipe-max-size " +
+			"kernel/pid_max kernel/threads-max user/max_fanotify_marks user/max_inotify_instances user/max_inotify_watches " +
+			"user/max_mnt_namespaces user/max_net_namespaces user/max_pid_namespaces user/max_user_namespaces vm/max_map_count")
+		got := e.report("busybox", "sh", "-c", "cd /proc/sys; for f in "+strings.Join(names, " ")+"; do echo $f=$(cat $f); done")
+		for _, name := range names {
+			text, err := os.ReadFile("/proc/sys/" + name)
+			e.noErr(err)
+			host, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+			e.noErr(err)
+			if has, err := strconv.ParseUint(got[name], 10, 64); err != nil || has < host {
+				e.Errorf("%s = %q, want at least the host's %d", name, got[name], host)
+			}
+		}
+	})
+}

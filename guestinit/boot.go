@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,12 +40,7 @@ var systemMounts = []systemMount{
 // kernelParameters are those that a host of containers sets and the kernel does
 // not. A container's own come later, from its spec.
 var kernelParameters = []struct{ path, value string }{
-	// Podman asks for nofile 1048576, systemd hosts allow "infinity".
-	{"/proc/sys/fs/nr_open", "1073741816"},
 	{"/proc/self/oom_score_adj", "-1000"},
-	// systemd's value, and watches for more than the 8,192 files that 1 GiB of memory gives.
-	{"/proc/sys/kernel/pid_max", "4194304"},
-	{"/proc/sys/fs/inotify/max_user_watches", "524288"},
 	// The host shall see within two seconds what is written into a shared mapping of its files; the
 	// kernel's own values give it half a minute.
 	{"/proc/sys/vm/dirty_writeback_centisecs", "100"},
@@ -121,10 +118,40 @@ func adoptConsole() {
 
 func setKernelParameters() error {
 	for _, p := range kernelParameters {
-		err := writeFile(p.path, p.value)
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // config.json may name a kernel that has fewer
+		if err := setKernelParameter(p.path, p.value); err != nil {
 			return err
 		}
+	}
+	for name, limit := range guestproto.KernelLimits {
+		if limit == 0 {
+			continue
+		}
+		if err := setKernelParameter("/proc/sys/"+name, strconv.FormatUint(limit, 10)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setKernelParameter leaves out what the kernel lacks: config.json may name one that has
+// fewer parameters.
+func setKernelParameter(path, value string) error {
+	if err := writeFile(path, value); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// takeOver sets kernel parameters of the host's. Where this kernel takes no such value,
+// it keeps its own.
+func takeOver(parameters map[string]string) error {
+	for _, name := range slices.Sorted(mapKeys(parameters)) {
+		if err := setKernelParameter("/proc/sys/"+name, parameters[name]); err != nil {
+			logf("take over from the host: %v", err)
+		}
+	}
+	if _, more := parameters["kernel/threads-max"]; more {
+		return limitTasks()
 	}
 	return nil
 }

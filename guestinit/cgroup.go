@@ -34,20 +34,26 @@ func setupCgroups() error {
 	if err := os.Mkdir(containersCgroup, 0o755); err != nil {
 		return err
 	}
-	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	if err := limitTasks(); err != nil {
+		return err
+	}
+	return enableControllers(containersCgroup)
+}
+
+// limitTasks keeps the container from the last of the kernel's tasks.
+func limitTasks() error {
+	text, err := readFile("/proc/sys/kernel/threads-max")
 	if err != nil {
 		return err
 	}
-	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	most, err := strconv.Atoi(strings.TrimSpace(text))
 	if err != nil {
 		return fmt.Errorf("threads-max: %w", err)
 	}
-	if most > 2*reservedTasks {
-		if err := writeFile(containersCgroup+"/pids.max", strconv.Itoa(most-reservedTasks)); err != nil {
-			return err
-		}
+	if most <= 2*reservedTasks {
+		return nil
 	}
-	return enableControllers(containersCgroup)
+	return writeFile(containersCgroup+"/pids.max", strconv.Itoa(most-reservedTasks))
 }
 
 // enableControllers gives a cgroup's children every controller that it has.

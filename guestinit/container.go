@@ -214,17 +214,6 @@ func (c *container) setNames() error {
 	return nil
 }
 
-// takeOver sets kernel parameters of the host's.
-func takeOver(parameters map[string]string) error {
-	for _, name := range slices.Sorted(mapKeys(parameters)) {
-		err := writeFile("/proc/sys/"+name, parameters[name])
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // config.json may name a kernel that has fewer
-			return err
-		}
-	}
-	return nil
-}
-
 // setSysctls sets every kernel parameter asked for, those of the calling
 // thread's namespaces and those of the whole kernel: it is the container's own.
 func setSysctls(sysctls map[string]string) error {

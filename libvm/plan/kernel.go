@@ -3,7 +3,10 @@ package plan
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // kernelParameters are those of the host's kernel that a container shall find in its
@@ -15,6 +18,11 @@ func kernelParameters(proc string) map[string]string {
 		// Every reservation counts, against the host's memory and not the VM's.
 		if limit := commitLimitKiB(proc); limit != "" {
 			parameters["vm/overcommit_memory"], parameters["vm/overcommit_kbytes"] = "2", limit
+		}
+	}
+	for name, has := range guestproto.KernelLimits {
+		if limit, err := strconv.ParseUint(readParameter(proc, name), 10, 64); err == nil && limit > has {
+			parameters[name] = strconv.FormatUint(limit, 10)
 		}
 	}
 	return parameters

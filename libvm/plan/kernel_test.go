@@ -21,6 +21,10 @@ func TestKernelParameters(t *testing.T) {
 		{"the kernel's own mode", map[string]string{"sys/vm/overcommit_memory": "0\n", "meminfo": strict["meminfo"]}, map[string]string{}},
 		{"strict accounting", strict, map[string]string{"vm/overcommit_memory": "2", "vm/overcommit_kbytes": "12335932"}},
 		{"strict, without a known limit", map[string]string{"sys/vm/overcommit_memory": "2\n", "meminfo": "CommitLimit: many\n"}, map[string]string{}},
+		{"limits below, at and above the guest's", map[string]string{
+			"sys/vm/max_map_count": "65530\n", "sys/fs/file-max": "9223372036854775807\n", "sys/user/max_inotify_instances": "8192\n",
+			"sys/kernel/threads-max": "192729\n", "sys/fs/mount-max": "many\n",
+		}, map[string]string{"user/max_inotify_instances": "8192", "kernel/threads-max": "192729"}},
 	} {
 		proc := t.TempDir()
 		for name, text := range c.files {
