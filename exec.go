@@ -100,6 +100,7 @@ func execOptions(c *cli.Context, ctr *libvm.Container) (opts libvm.ExecOptions, 
 	for _, w := range plan.GuestProcess(opts.Process) {
 		c.App.Metadata["logs"].(*logOutput).logger.Log(c.Context, level, w, "id", ctr.ID)
 	}
+	plan.InheritRlimits(opts.Process, plan.CallersRlimits())
 	opts.Cgroup = c.String("cgroup")
 	if !filepath.IsLocal(filepath.Join(".", opts.Cgroup)) {
 		return opts, fmt.Errorf("exec failed: %s is not a sub cgroup path", opts.Cgroup)

@@ -1,12 +1,17 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func TestMemoryLimit(t *testing.T) {
@@ -127,6 +132,70 @@ echo "zero=$(head -c 3 /dev/zero | od -An -tx1)"`)
 		if d, ok := got["missing"]; ok {
 			e.Errorf("/dev/%s is missing", d)
 		}
+	})
+}
+
+// What process.rlimits does not name is inherited from whoever called create or exec, also in a user namespace, where nobody
+// could raise it. (runc 1.1 of Debian 12 raises the soft limit of open files to the hard one, so that both are equal here.)
+func TestInheritedRlimits(t *testing.T) {
+	limited := func(e *env, limits string, argv ...string) string {
+		e.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		defer cancel()
+		r := finish(ctx, exec.CommandContext(ctx, "prlimit", slices.Concat(strings.Fields(limits), argv)...))
+		e.wantCode(r, 0)
+		return r.stdout
+	}
+	const (
+		creates = "--nofile=3000:3000 --nproc=5000:6000 --core=123000:456000 --sigpending=777:888 --msgqueue=1000:2000 --fsize=1000000000000:unlimited"
+		execs   = "--nofile=4000:4000 --nproc=7000:7000 --memlock=65536:131072 --cpu=5000:6000"
+	)
+	const show = "cat /proc/self/limits"
+	for _, users := range []bool{false, true} {
+		eachRuntime(t, func(e *env) {
+			h := e.byHand()
+			b := h.bundle("rlimits", show+"; sleep 1000", func(s *specs.Spec) {
+				s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 1000, Hard: 2000}}
+				if users {
+					s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+					s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+					s.Linux.GIDMappings = s.Linux.UIDMappings
+				}
+			})
+			out := filepath.Join(b.dir, "out")
+			h.noErr(sh("chmod o+x " + workDir + " " + b.dir + " && chown -R 100000:100000 " + b.rootfs("")))
+			limited(e, creates, "sh", "-c", strings.Join(h.argv("run", "--detach", "--bundle", b.dir, b.id), " ")+" </dev/null >"+out+" 2>&1")
+			read := func() string {
+				text, err := os.ReadFile(out)
+				h.noErr(err)
+				return string(text)
+			}
+			if err := waitFor("the limits", func() bool { return strings.Contains(read(), "Max realtime timeout") }); err != nil {
+				h.Fatalf("%v: %s", err, read())
+			}
+			named := strings.NewReplacer("--core=123000:456000", "--core=1000:2000")
+			h.want("limits of the process", read(), limited(e, named.Replace(creates), "sh", "-c", show))
+			h.want("limits of an exec", limited(e, execs, h.argv("exec", b.id, "sh", "-c", show)...), limited(e, execs+" --core=1000:2000", "sh", "-c", show))
+			if h.rt.isVM() {
+				h.want("with a soft limit of open files", limited(e, "--nofile=1000:3000", h.argv("exec", b.id, "sh", "-c", "ulimit -Sn; ulimit -Hn")...), "1000\n3000\n")
+			}
+		})
+	}
+}
+
+// A core file is there where the host's core_pattern has one.
+func TestCoreFile(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
+		e.noErr(err)
+		want := "crashed\n"
+		if string(pattern) == "core\n" {
+			want += "core" // perhaps with the pid
+		}
+		const crash = "mkdir /d; cd /d; sh -c 'kill -SEGV $$'; echo crashed; ls"
+		got := e.run("--ulimit", "core=-1", "busybox", "sh", "-c", crash)
+		e.wantPart("files", got.stdout, want)
+		e.want("without core files", e.runOK("--ulimit", "core=0", "busybox", "sh", "-c", crash), "crashed")
 	})
 }
 

@@ -56,9 +56,6 @@ func (s *script) attributes(p *specs.Process, c *container) error {
 		umask = *p.User.Umask
 	}
 	s.must("set umask", unix.SYS_UMASK, uintptr(umask))
-	if err := s.setRlimits(p.Rlimits); err != nil {
-		return err
-	}
 	if p.Cwd != "" {
 		s.chdir = int(s.head.count)
 		s.must(fmt.Sprintf("chdir to cwd (%q) set in config.json failed", p.Cwd), unix.SYS_CHDIR, s.cstring(p.Cwd))
@@ -79,18 +76,36 @@ func (s *script) attributes(p *specs.Process, c *container) error {
 	return nil
 }
 
-func (s *script) setRlimits(limits []specs.POSIXRlimit) error {
-	// Go raises its own soft limit behind everyone's back.
-	all := append([]specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: defaultNofile, Hard: defaultNofile}}, limits...)
-	for _, l := range all {
+// setRlimits sets the limits of the container init, which waits. Like the script's
+// setRlimits this has to be done from outside its user namespace, where no limit can be
+// raised.
+func setRlimits(pid int, limits []specs.POSIXRlimit) error {
+	for _, l := range limits {
 		resource, ok := rlimitByName(l.Type)
 		if !ok {
 			return fmt.Errorf("unknown rlimit %q", l.Type)
 		}
-		limit := put(s, []uint64{l.Soft, l.Hard})
-		s.must(fmt.Sprintf("set %s to %d:%d", l.Type, l.Soft, l.Hard), unix.SYS_PRLIMIT64, 0, resource, limit, 0)
+		if err := unix.Prlimit(pid, int(resource), &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {
+			return fmt.Errorf("%s: %w", settingOf(l), err)
+		}
 	}
 	return nil
+}
+
+// setRlimits appends the limits of an exec process, before it enters namespaces.
+func (s *script) setRlimits(limits []specs.POSIXRlimit) error {
+	for _, l := range limits {
+		resource, ok := rlimitByName(l.Type)
+		if !ok {
+			return fmt.Errorf("unknown rlimit %q", l.Type)
+		}
+		s.must(settingOf(l), unix.SYS_PRLIMIT64, 0, resource, put(s, []uint64{l.Soft, l.Hard}), 0)
+	}
+	return nil
+}
+
+func settingOf(l specs.POSIXRlimit) string {
+	return fmt.Sprintf("set %s to %d:%d", l.Type, l.Soft, l.Hard)
 }
 
 var schedulerPolicies = map[specs.LinuxSchedulerPolicy]uint32{

@@ -54,9 +54,9 @@ var kernelParameters = []struct{ path, value string }{
 	{"/proc/sys/vm/stat_interval", "10"},
 }
 
-// defaultNofile is what a container gets that asks for no limit of open files:
-// what dockerd's own limit makes it under runc.
-const defaultNofile = 1048576
+// mostFiles is how many files guestinit may have open, and a process whose spec says
+// nothing of it.
+const mostFiles = 1048576
 
 // switchRoot replaces the initramfs by a tmpfs as root. A container's
 // pivot_root needs that: the initial file system cannot be pivoted away.
@@ -156,9 +156,15 @@ func takeOver(parameters map[string]string) error {
 	return nil
 }
 
-// setResourceLimits sets what processes inherit whose spec says nothing.
+// setResourceLimits sets what processes inherit whose spec says nothing. The last four
+// of these limits hold for a container's user namespace as a whole too, which gets
+// guestinit's.
 func setResourceLimits() error {
-	for resource, limit := range map[int]uint64{unix.RLIMIT_NOFILE: defaultNofile, unix.RLIMIT_NPROC: unix.RLIM_INFINITY} {
+	const unlimited = unix.RLIM_INFINITY
+	for resource, limit := range map[int]uint64{
+		unix.RLIMIT_NOFILE: mostFiles,
+		unix.RLIMIT_NPROC:  unlimited, unix.RLIMIT_MEMLOCK: unlimited, unix.RLIMIT_SIGPENDING: unlimited, unix.RLIMIT_MSGQUEUE: unlimited,
+	} {
 		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
 			return err
 		}

@@ -90,6 +90,9 @@ func (c *container) forkExec(p *process, req *guestproto.ExecRequest, group *cgr
 	}
 	s := p.script
 	s.protect()
+	if err := s.setRlimits(spec.Rlimits); err != nil {
+		return err
+	}
 	joins.append(s)
 	s.takeStdio(p.stdio)
 	s.must("make a session", unix.SYS_SETSID)

@@ -59,6 +59,9 @@ func (c *container) takeInit() (err error) {
 	if err := c.init.awaitReport(); err != nil {
 		return err
 	}
+	if err := setRlimits(c.init.pid, process.Rlimits); err != nil {
+		return err
+	}
 	return c.init.stdio.chownPipes(c.ids.uid(process.User.UID), c.ids.gid(process.User.GID))
 }
 

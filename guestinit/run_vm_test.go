@@ -82,12 +82,13 @@ func TestContainer(t *testing.T) {
 		ID: "c1", Spec: spec, Seccomp: &guestproto.SeccompFilter{Program: filter.Encode(), Flags: filter.Flags},
 		KernelParameters: map[string]string{
 			"vm/overcommit_memory": "2", "vm/overcommit_kbytes": "2000000", "vm/of_another_kernel": "1", "vm/max_map_count": "none",
-			"kernel/threads-max": "54321",
+			"kernel/threads-max": "54321", "kernel/core_pattern": "\n",
 		},
 	}, nil)
 	v.ok(guestproto.OpStart, guestproto.StartRequest{}, nil)
 	look(t, v, []probe{
 		{"cat /proc/sys/vm/overcommit_memory /proc/sys/vm/overcommit_kbytes", "2\n2000000\n"},
+		{"wc -c </proc/sys/kernel/core_pattern; ulimit -c unlimited; cd /tmp; sh -c 'kill -SEGV $$'; ls /tmp", "1\nSegmentation fault\n"},
 		{"cat /proc/sys/kernel/threads-max /proc/sys/vm/max_map_count /proc/sys/fs/nr_open /proc/sys/fs/file-max", "54321\n1048576\n1073741816\n9223372036854775807\n"},
 		{"id", "uid=0(root) gid=0"},
 		{"cat /proc/1/cgroup", "0::/\n"},

@@ -28,6 +28,8 @@ type HostFacts struct {
 	// KernelParameters are those that the guest takes over, by their path below
 	// /proc/sys.
 	KernelParameters map[string]string
+	// Rlimits are those that the container's process inherits, see CallersRlimits.
+	Rlimits []specs.POSIXRlimit
 	// Sources describes the source of every bind mount, by its path in the spec.
 	Sources map[string]Source
 	// Devices holds the devices of linux.devices that exist on the host, by
@@ -63,7 +65,7 @@ const (
 func LookAtHost(spec *specs.Spec, bundle string) (*HostFacts, error) {
 	f := &HostFacts{
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), UserNamespace: userns.RunningInUserNS(),
-		CPUs: runtime.NumCPU(), MemoryMiB: hostMemoryMiB(), KernelParameters: kernelParameters("/proc"),
+		CPUs: runtime.NumCPU(), MemoryMiB: hostMemoryMiB(), KernelParameters: kernelParameters("/proc"), Rlimits: CallersRlimits(),
 		Sources: map[string]Source{}, Devices: map[string]bool{},
 	}
 	for i := range spec.Mounts {

@@ -20,12 +20,29 @@ func kernelParameters(proc string) map[string]string {
 			parameters["vm/overcommit_memory"], parameters["vm/overcommit_kbytes"] = "2", limit
 		}
 	}
+	corePattern(proc, parameters)
 	for name, has := range guestproto.KernelLimits {
 		if limit, err := strconv.ParseUint(readParameter(proc, name), 10, 64); err == nil && limit > has {
 			parameters[name] = strconv.FormatUint(limit, 10)
 		}
 	}
 	return parameters
+}
+
+// corePattern has core files named as on the host. There a program or a socket of the
+// host's may get them in place of a file, which no program of the container's can be.
+func corePattern(proc string, parameters map[string]string) {
+	switch pattern := readParameter(proc, "kernel/core_pattern"); {
+	case strings.HasPrefix(pattern, "|"), strings.HasPrefix(pattern, "@"):
+		parameters["kernel/core_pattern"] = "\n" // an empty one: no core files
+	case pattern != "":
+		if pattern != "core" { // which every guest has
+			parameters["kernel/core_pattern"] = pattern
+		}
+		if pid := readParameter(proc, "kernel/core_uses_pid"); pid != "" && pid != "0" {
+			parameters["kernel/core_uses_pid"] = pid
+		}
+	}
 }
 
 // readParameter returns a kernel parameter, or nothing for one that this kernel lacks.

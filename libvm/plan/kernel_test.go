@@ -25,6 +25,17 @@ func TestKernelParameters(t *testing.T) {
 			"sys/vm/max_map_count": "65530\n", "sys/fs/file-max": "9223372036854775807\n", "sys/user/max_inotify_instances": "8192\n",
 			"sys/kernel/threads-max": "192729\n", "sys/fs/mount-max": "many\n",
 		}, map[string]string{"user/max_inotify_instances": "8192", "kernel/threads-max": "192729"}},
+		{"core files of the default name", map[string]string{"sys/kernel/core_pattern": "core\n", "sys/kernel/core_uses_pid": "0\n"}, map[string]string{}},
+		{
+			"core files of another name",
+			map[string]string{"sys/kernel/core_pattern": "/tmp/core.%e\n", "sys/kernel/core_uses_pid": "1\n"},
+			map[string]string{"kernel/core_pattern": "/tmp/core.%e", "kernel/core_uses_pid": "1"},
+		},
+		{
+			"a program for core files",
+			map[string]string{"sys/kernel/core_pattern": "|/lib/systemd/systemd-coredump %P\n", "sys/kernel/core_uses_pid": "1\n"},
+			map[string]string{"kernel/core_pattern": "\n"},
+		},
 	} {
 		proc := t.TempDir()
 		for name, text := range c.files {

@@ -24,7 +24,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 		return nil, err
 	}
 	p.root(rootfs)
-	p.process()
+	p.process(host)
 	p.namespaces()
 	if err := p.userNamespace(host); err != nil {
 		return nil, err
@@ -87,12 +87,14 @@ func CopySpec(spec *specs.Spec) (*specs.Spec, error) {
 }
 
 // process takes out of the process object what only the host applies, and the
-// capabilities that no kernel of ours knows.
-func (p *Plan) process() {
+// capabilities that no kernel of ours knows. It adds the limits that the process
+// inherits.
+func (p *Plan) process(host *HostFacts) {
 	if p.Guest.Process == nil {
 		return
 	}
 	p.Warnings = append(p.Warnings, GuestProcess(p.Guest.Process)...)
+	InheritRlimits(p.Guest.Process, host.Rlimits)
 }
 
 // GuestProcess makes a process object, of config.json or of an exec, fit for
