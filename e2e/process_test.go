@@ -1,9 +1,15 @@
 package e2e
 
 import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -126,5 +132,67 @@ echo "caps=$(grep CapEff /proc/self/status | cut -f2)"
 mkdir /m && mount -t tmpfs none /m && echo "mount=ok"
 mknod /dev/mine c 1 3 && echo "mknod=ok"`)
 		e.wantReport(got, map[string]string{"caps": allOfDocker, "mount": "ok", "mknod": "ok"})
+	})
+}
+
+// How long a command line may be is for the kernel to say that executes it: the container starts, and what the kernel
+// refuses is the container's own error.
+func TestLongCommandLines(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		const script = `echo $# $(echo "$*" | wc -c) $(echo "$LONG" | wc -c)`
+		most := strings.Repeat("x", 128<<10-1)
+		many := append([]string{"sh", "-c", script, "sh"}, slices.Repeat([]string{most}, 10)...)
+		const want = "10 1310720 131067\n"
+		b := h.bundle("long", "", func(s *specs.Spec) {
+			s.Process.Args = many
+			s.Process.Env = append(s.Process.Env, "LONG="+most[5:])
+		})
+		h.want("output", h.must("run", "--bundle", b.dir, b.id), want)
+
+		spec := defaultSpec(b.id, "sleep", "1000")
+		h.writeSpec(b, spec)
+		c := h.create(b)
+		c.start()
+		exec := func(detach bool, args ...string) (result, string) {
+			process := *spec.Process
+			process.Args, process.Env = args, append(process.Env, "LONG="+most[5:])
+			text, err := json.Marshal(process)
+			h.noErr(err)
+			file := filepath.Join(b.dir, "process.json")
+			h.noErr(os.WriteFile(file, text, 0o644))
+			if !detach {
+				r := h.cmd("exec", "--process", file, b.id)
+				return r, r.stdout
+			}
+			pid := filepath.Join(b.dir, "exec-pid")
+			out := h.collect()
+			x := startReaper(h.T, reaperJob{Args: h.argv("exec", "--process", file, "--detach", "--pid-file", pid, b.id), Env: h.vars, Dir: "/"}, [3]*os.File{nil, out.w, out.w})
+			h.noErr(out.w.Close())
+			h.want("detached", x.wait(0).String(), "exit code 0")
+			x.wait(h.readPid(pid))
+			return result{}, out.wait()
+		}
+		for _, detach := range []bool{false, true} {
+			r, out := exec(detach, many...)
+			h.wantCode(r, 0)
+			h.want("output of an exec", out, want)
+		}
+		r, _ := exec(false, "true", most+"x")
+		h.wantPart("stderr of an exec", r.stderr, "argument list too long")
+		if r.code == 0 {
+			h.Errorf("%s, want a failure", r)
+		}
+		h.must("kill", b.id, "KILL")
+		c.end()
+		h.must("delete", b.id)
+
+		h.writeSpec(b, defaultSpec(b.id, "true", most+"x"))
+		c = h.create(b)
+		c.start()
+		if end := c.end(); end.Code == 0 {
+			h.Errorf("%v, want a failure", end)
+		}
+		h.wantPart("stderr of the container", c.errs.wait(), "argument list too long")
 	})
 }

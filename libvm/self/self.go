@@ -26,8 +26,24 @@ func Command(global, shown []string, command ...string) (*exec.Cmd, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = append([]string{"boxlite"}, command...)
 	if len(shown) > 0 {
-		cmd.Args = shown
+		cmd.Args = firstArgs(shown)
 	}
 	cmd.Env = append(os.Environ(), ArgsVar+"="+string(args))
 	return cmd, nil
+}
+
+// mostShown bounds a command line that is shown, in bytes. The kernel takes 128 KiB in any
+// case, environment included, and no single argument that is longer. What the
+// container's process may have is for the guest's kernel to say.
+const mostShown = 64 << 10
+
+// firstArgs are the arguments that fit; the last one may be cut off.
+func firstArgs(args []string) []string {
+	room := mostShown
+	for i, arg := range args {
+		if room -= len(arg) + 1; room < 0 {
+			return append(slices.Clone(args[:i]), arg[:max(0, len(arg)+room)]+"...")
+		}
+	}
+	return args
 }
