@@ -231,6 +231,13 @@ func (c *container) setAttributes(p *preparedMount) error {
 // is the container's, and makes the mount point if there is none.
 func (p *preparedMount) attach(ids idMaps) error {
 	dest := filepath.Join("/", p.spec.Destination)
+	links := unix.MOVE_MOUNT_T_SYMLINKS
+	if !p.isCopy() && (p.spec.Type == "proc" || p.spec.Type == "sysfs") {
+		links = 0 // as runc: no link of the image's may lead these elsewhere
+		if st, err := os.Lstat(dest); err == nil && !st.IsDir() {
+			return fmt.Errorf("filesystem %q must be mounted on ordinary directory", p.spec.Type)
+		}
+	}
 	st, err := os.Stat(dest)
 	switch {
 	case err != nil:
@@ -242,7 +249,7 @@ func (p *preparedMount) attach(ids idMaps) error {
 			return fmt.Errorf("have the tmpfs look like %s: %w", dest, err)
 		}
 	}
-	if err := unix.MoveMount(p.fd, "", unix.AT_FDCWD, dest, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
+	if err := unix.MoveMount(p.fd, "", unix.AT_FDCWD, dest, unix.MOVE_MOUNT_F_EMPTY_PATH|links); err != nil {
 		return fmt.Errorf("mount on %s: %w", dest, err)
 	}
 	for _, flags := range p.plan.propagation {

@@ -104,7 +104,7 @@ func (r *Root) PlainDirectory(name string) (*os.File, error) {
 	}
 	st, err := dir.Stat()
 	if err == nil && !st.IsDir() {
-		err = fmt.Errorf("%s: must be an ordinary directory", name) // runc's demand of /proc
+		err = fmt.Errorf("filesystem %q must be mounted on ordinary directory", path.Base(name)) // runc's words
 	}
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())
