@@ -121,9 +121,6 @@ func (c *container) newFileSystem(p *preparedMount) error {
 		fstype = "cgroup2"
 		p.plan.parameters = nil // names of v1 controllers
 	}
-	if fstype == "cgroup2" && p.plan.attrs.Attr_clr&unix.MOUNT_ATTR_RDONLY == 0 {
-		p.plan.attrs.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	}
 	if dest := filepath.Join("/", p.spec.Destination); dest == "/dev" || fstype == "tmpfs" {
 		p.fillFirst = p.plan.attrs.Attr_set&unix.MOUNT_ATTR_RDONLY != 0
 		p.plan.attrs.Attr_set &^= unix.MOUNT_ATTR_RDONLY

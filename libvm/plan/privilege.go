@@ -22,7 +22,7 @@ func (p *Plan) privilege(annotations map[string]string) error {
 		switch m.Type {
 		case "sysfs", "cgroup2", "proc":
 			m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" || o == "rro" })
-			m.Options = append(m.Options, "rw") // said, because guestinit mounts a cgroup2 read-only where nothing is
+			m.Options = append(m.Options, "rw")
 		}
 	}
 	return p.unfilter(annotations[AnnotationSeccomp])
