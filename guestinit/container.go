@@ -17,16 +17,18 @@ import (
 
 // A container is built once and lives as long as its init.
 type container struct {
-	id       string
-	spec     *specs.Spec
-	ids      idMaps
-	filter   *guestproto.SeccompFilter // nil for none
-	cgroup   *cgroup
-	devices  *deviceFilter // nil for none
-	oom      *oomWatch     // nil where the kernel has no memory limits
-	children *reaper
-	init     *process
-	null     *os.File // /dev/null
+	id     string
+	spec   *specs.Spec
+	ids    idMaps
+	filter *guestproto.SeccompFilter // nil for none
+	// submounts are those of CreateRequest.
+	submounts map[string][]string
+	cgroup    *cgroup
+	devices   *deviceFilter // nil for none
+	oom       *oomWatch     // nil where the kernel has no memory limits
+	children  *reaper
+	init      *process
+	null      *os.File // /dev/null
 	// nullStdin says that the init has it for stdin.
 	nullStdin bool
 	// plainNewlines is for the init's terminal.
@@ -50,7 +52,7 @@ type container struct {
 // failure leaves behind ends with the VM: the groundwork is used up.
 func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (*container, error) {
 	c := &container{
-		id: req.ID, spec: req.Spec, filter: req.Seccomp, children: children, steps: steps, execs: map[string]*process{},
+		id: req.ID, spec: req.Spec, filter: req.Seccomp, submounts: req.Submounts, children: children, steps: steps, execs: map[string]*process{},
 		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init, null: ground.null, nullStdin: req.NullStdin, plainNewlines: req.PlainNewlines,
 	}
 	if err := c.checkSpec(); err != nil {
@@ -121,6 +123,9 @@ func (c *container) setupCgroup() error {
 // mounts. Then it follows the init into the init's namespaces. The init's script
 // does only what the init itself has to do.
 func (c *container) build() error {
+	for source, below := range c.submounts {
+		showSubmounts(source, below)
+	}
 	rootfs, err := openTree(c.spec.Root.Path, true)
 	if err != nil {
 		return fmt.Errorf("rootfs: %w", err)

@@ -286,7 +286,7 @@ func (m *monitor) buildContainer() error {
 	m.net.parameters(m.cfg.Plan.Guest.Linux)
 	req := guestproto.CreateRequest{
 		ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp,
-		KernelParameters: m.cfg.Plan.KernelParameters, NullStdin: m.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
+		KernelParameters: m.cfg.Plan.KernelParameters, Submounts: m.cfg.Plan.Submounts(), NullStdin: m.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
 	}
 	err := m.guest.create(req, m.steps, vmm.BootTimeout(m.cfg.Accel))
 	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile

@@ -157,6 +157,11 @@ type CreateRequest struct {
 	// KernelParameters are set before those of the spec, in the order of their
 	// names, which are paths below /proc/sys. A kernel may lack some.
 	KernelParameters map[string]string `json:"kernelParameters,omitempty"`
+	// Submounts are mounts of the share that shall be mounts of their own in the
+	// container, with other attributes than the bind above them: their paths, parents
+	// first, below the source of the bind (or the rootfs). One that is not there does
+	// no harm.
+	Submounts map[string][]string `json:"submounts,omitempty"`
 	// NullStdin gives the container init /dev/null for stdin, and no such stream
 	// to ask for. It says nothing of a process with a terminal.
 	NullStdin bool `json:"nullStdin,omitempty"`

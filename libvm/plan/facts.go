@@ -32,6 +32,9 @@ type HostFacts struct {
 	Rlimits []specs.POSIXRlimit
 	// Sources describes the source of every bind mount, by its path in the spec.
 	Sources map[string]Source
+	// RootSubmounts are mounts below a rootfs that shall be read-only, see
+	// Bind.Submounts.
+	RootSubmounts []string
 	// Devices holds the devices of linux.devices that exist on the host, by
 	// type and number, as in "b8:0".
 	Devices map[string]bool
@@ -46,6 +49,8 @@ type Source struct {
 	GuestPath string
 	// SizeBytes is the size of the file system, for SourceShm.
 	SizeBytes uint64
+	// Submounts are mounts below a SourceDirectory, see Bind.Submounts.
+	Submounts []string
 }
 
 // SourceKind says how a bind mount's source gets into the guest.
@@ -77,7 +82,18 @@ func LookAtHost(spec *specs.Spec, bundle string) (*HostFacts, error) {
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
+		if before, ok := f.Sources[m.Source]; ok {
+			src.Submounts = before.Submounts
+		}
+		if src.Kind == SourceDirectory && src.Submounts == nil && reachesTopOnly(m.Options) {
+			src.Submounts = submountsOf(src.Path)
+		}
 		f.Sources[m.Source] = src
+	}
+	if spec.Root != nil && spec.Root.Readonly {
+		if rootfs, err := Rootfs(spec, bundle); err == nil {
+			f.RootSubmounts = submountsOf(rootfs)
+		}
 	}
 	if spec.Linux == nil {
 		return f, nil

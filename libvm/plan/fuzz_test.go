@@ -266,7 +266,7 @@ func checkBinds(t *testing.T, spec *specs.Spec, host *HostFacts, plan *Plan) {
 		}
 		if b := shared[m.Source]; b != nil {
 			used[m.Source]++
-			if b.ReadOnly != readOnly(m.Options) {
+			if top, below := readOnly(m.Options); b.ReadOnly != top || b.Overlay == "" && b.ReadOnlyBelow != below {
 				t.Errorf("mount %+v of %+v: one is read-only", m, *b)
 			}
 			continue

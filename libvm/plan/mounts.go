@@ -50,12 +50,12 @@ func below(file, dir string) bool {
 	return file == dir || strings.HasPrefix(file, strings.TrimSuffix(dir, "/")+"/")
 }
 
-func (p *Plan) root(rootfs string) {
+func (p *Plan) root(rootfs string, host *HostFacts) {
 	p.Guest.Root.Path = GuestSharePath(RootfsName)
 	// The rootfs is shared writable even where root.readonly is set: mount
 	// points that are missing have to be made in it (as runc makes them). The
 	// guest mounts it read-only for the container.
-	p.Binds = append(p.Binds, Bind{Name: RootfsName, Source: rootfs, Recursive: true})
+	p.Binds = append(p.Binds, Bind{Name: RootfsName, Source: rootfs, Recursive: true, Submounts: host.RootSubmounts})
 }
 
 // mounts gives every bind mount a place in the share and turns the mounts that
@@ -142,12 +142,14 @@ func (p *Plan) bind(m *specs.Mount, src Source) error {
 		}
 		return nil // the guest's own node of that path
 	}
-	p.share(m, Bind{
+	b := Bind{
 		Source:    src.Path,
-		ReadOnly:  readOnly(m.Options),
 		Recursive: slices.Contains(m.Options, "rbind"),
 		File:      src.Kind == SourceFile,
-	})
+		Submounts: src.Submounts,
+	}
+	b.ReadOnly, b.ReadOnlyBelow = readOnly(m.Options)
+	p.share(m, b)
 	return nil
 }
 
@@ -176,7 +178,9 @@ func (p *Plan) overlay(m *specs.Mount) error {
 		return fmt.Errorf("mount %s: an overlay without lowerdir", m.Destination)
 	}
 	m.Type, m.Options = "bind", forGuest
-	p.share(m, Bind{Source: m.Destination, Overlay: strings.Join(forHost, ","), ReadOnly: readOnly(forGuest)})
+	b := Bind{Source: m.Destination, Overlay: strings.Join(forHost, ",")}
+	b.ReadOnly, _ = readOnly(forGuest)
+	p.share(m, b)
 	return nil
 }
 
@@ -193,17 +197,4 @@ func GuestSharePath(name string) string { return path.Join(guestproto.ShareDir, 
 // isBind follows runc: the options decide, whatever the type says.
 func isBind(m *specs.Mount) bool {
 	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
-}
-
-func readOnly(options []string) bool {
-	ro := false
-	for _, o := range options {
-		switch o {
-		case "ro", "rro":
-			ro = true
-		case "rw", "rrw":
-			ro = false
-		}
-	}
-	return ro
 }

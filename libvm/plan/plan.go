@@ -67,8 +67,13 @@ type Bind struct {
 	// a bind mount. Source is then its name: where the container has it.
 	Overlay  string `json:",omitempty"`
 	ReadOnly bool
-	// Recursive takes the mounts below Source along.
-	Recursive bool
+	// Recursive takes the mounts below Source along, and ReadOnlyBelow makes them
+	// read-only too.
+	Recursive     bool
+	ReadOnlyBelow bool `json:",omitempty"`
+	// Submounts are paths below Source of mounts that have attributes of their own in
+	// the guest.
+	Submounts []string `json:",omitempty"`
 	// File says that Source is not a directory.
 	File bool
 }
@@ -93,6 +98,17 @@ type Plan struct {
 	Binds []Bind
 	// Warnings are for the log. They say what was asked for and left out, and why.
 	Warnings []string
+}
+
+// Submounts are those of all binds, by the guest's path of the bind.
+func (p *Plan) Submounts() map[string][]string {
+	all := map[string][]string{}
+	for _, b := range p.Binds {
+		if len(b.Submounts) > 0 {
+			all[GuestSharePath(b.Name)] = b.Submounts
+		}
+	}
+	return all
 }
 
 // RootfsName is the share's entry for the container's root file system.

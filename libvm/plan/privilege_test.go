@@ -94,7 +94,7 @@ func TestPrivilegedMountsAreWritable(t *testing.T) {
 		spec := minimal(c.caps...)
 		spec.Mounts = mounts
 		for i, m := range rewrite(t, spec).Guest.Mounts {
-			if got := readOnly(m.Options); got != c.readOnly[i] {
+			if got, _ := readOnly(m.Options); got != c.readOnly[i] {
 				t.Errorf("with %v: %s read-only = %v (options %q), want %v", c.caps, m.Destination, got, m.Options, c.readOnly[i])
 			}
 		}

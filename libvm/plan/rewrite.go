@@ -23,7 +23,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	if err := p.shape(spec, host, over); err != nil {
 		return nil, err
 	}
-	p.root(rootfs)
+	p.root(rootfs, host)
 	p.process(host)
 	p.namespaces()
 	if err := p.userNamespace(host); err != nil {

@@ -62,14 +62,19 @@ func bindInto(target string, b plan.Bind, mountLabel string) error {
 	// Devices are the guest's own business: a node in a shared directory shall
 	// open the guest's device there and can open none here.
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_SLAVE}
-	if b.ReadOnly {
+	if b.ReadOnlyBelow || b.ReadOnly && !b.Recursive {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
 	setFlags := uint(0)
 	if b.Recursive {
 		setFlags = unix.AT_RECURSIVE
 	}
-	if err := unix.MountSetattr(unix.AT_FDCWD, target, setFlags, &attr); err != nil {
+	err = unix.MountSetattr(unix.AT_FDCWD, target, setFlags, &attr)
+	if err == nil && b.ReadOnly && attr.Attr_set&unix.MOUNT_ATTR_RDONLY == 0 {
+		top := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		err = unix.MountSetattr(unix.AT_FDCWD, target, 0, &top)
+	}
+	if err != nil {
 		return fmt.Errorf("mount_setattr: %w", err)
 	}
 	return nil
