@@ -148,7 +148,7 @@ func TestHookFails(t *testing.T) {
 			"startContainer hook #1: .*exit status 3.*because":                    append(logHook("first", "/log"), failingHook("/log")...),
 			`startContainer hook #0: /bin/sh: timed out after 1 s`:                {{Path: "/bin/sh", Args: []string{"sh", "-c", "sleep 1000"}, Timeout: &one}},
 			`startContainer hook #0: .*/no/hook: no-such-file`:                    {{Path: "/no/hook"}},
-			`startContainer hook #0: .*signal 9`:                                  {{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -9 $$"}}},
+			`startContainer hook #0: .*signal: killed`:                            {{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -9 $$"}}},
 			`startContainer hook #0: .*exit status 1, output: .*x{1000}\\\\nend"`: {{Path: "/bin/sh", Args: []string{"sh", "-c", "head -c 200000 /dev/zero | tr '\\0' x; echo; echo end; exit 1"}}},
 		} {
 			set(func(s *specs.Hooks) { s.StartContainer = hooks })
@@ -193,5 +193,41 @@ func TestPoststartFails(t *testing.T) {
 		text := h.hookLog(b)
 		h.wantPart("log", text, "ran\n")
 		h.wantPart("log", text, "poststop ")
+	})
+}
+
+// What is said of a hook that a signal has killed is the same everywhere: in the runtime's namespaces, in the container's, and
+// inside it, where the container's seccomp filter holds.
+func TestHookKilled(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("hookkilled", "", nil)
+		fails := func(want string, edit func(*specs.Spec)) {
+			h.Helper()
+			spec := defaultSpec(b.id, "true")
+			edit(spec)
+			h.writeSpec(b, spec)
+			r := h.cmd("run", "--bundle", b.dir, b.id)
+			h.wantCode(r, 1)
+			h.wantPart("stderr", r.stderr, "error running hook: signal: "+want)
+		}
+		hook := func(signal string) []specs.Hook {
+			return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -" + signal + " $$"}, Env: []string{"PATH=/bin:/usr/bin"}}}
+		}
+		for signal, want := range map[string]string{"KILL": "killed, ", "TERM": "terminated, ", "SYS": "bad system call, ", "40": "signal 40, "} {
+			fails(want, func(s *specs.Spec) { s.Hooks = &specs.Hooks{StartContainer: hook(signal)} })
+		}
+		fails("bad system call, ", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: hook("SYS")} })
+		fails("terminated, ", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateContainer: hook("TERM")} })
+		fails("bad system call", func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/bin/probe", Args: []string{"probe", "syscall", "setdomain", "0", "0"}}}}
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{specs.ArchX86_64}, Syscalls: []specs.LinuxSyscall{
+				{Names: []string{"setdomainname"}, Action: specs.ActKillProcess},
+			}}
+		})
+		fails("segmentation fault", func(s *specs.Spec) {
+			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 1 << 30, Hard: 1 << 30}}
+			s.Hooks = &specs.Hooks{StartContainer: hook("SEGV")}
+		})
 	})
 }

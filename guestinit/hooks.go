@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
@@ -63,7 +64,11 @@ func (c *container) runHook(h specs.Hook, state []byte) error {
 	case p.timedOut.Load():
 		return fmt.Errorf("%s: timed out after %d s", h.Path, *h.Timeout)
 	case end.Signal != 0:
-		return fmt.Errorf("error running hook: signal %d, output: %s", end.Signal, said)
+		dumped := ""
+		if p.status.CoreDump() {
+			dumped = " (core dumped)"
+		}
+		return fmt.Errorf("error running hook: signal: %v%s, output: %s", unix.Signal(end.Signal), dumped, said) // as os.ProcessState says it for runc
 	case end.Code != 0:
 		return fmt.Errorf("error running hook: exit status %d, output: %s", end.Code, said)
 	}
