@@ -144,16 +144,12 @@ func setKernelParameter(path, value string) error {
 
 // takeOver sets kernel parameters of the host's. Where this kernel takes no such value,
 // it keeps its own.
-func takeOver(parameters map[string]string) error {
+func takeOver(parameters map[string]string) {
 	for _, name := range slices.Sorted(mapKeys(parameters)) {
 		if err := setKernelParameter("/proc/sys/"+name, parameters[name]); err != nil {
 			logf("take over from the host: %v", err)
 		}
 	}
-	if _, more := parameters["kernel/threads-max"]; more {
-		return limitTasks()
-	}
-	return nil
 }
 
 // setResourceLimits sets what processes inherit whose spec says nothing. The last four

@@ -40,7 +40,9 @@ func setupCgroups() error {
 	return enableControllers(containersCgroup)
 }
 
-// limitTasks keeps the container from the last of the kernel's tasks.
+// limitTasks keeps the container from the last of the tasks that the VM's memory is
+// enough for, which is what threads-max says at boot. Later it may say what the host's
+// does.
 func limitTasks() error {
 	text, err := readFile("/proc/sys/kernel/threads-max")
 	if err != nil {

@@ -61,9 +61,7 @@ func createContainer(children *reaper, ground *groundwork, req *guestproto.Creat
 	if err := c.step("mount the share", mountShare); err != nil {
 		return nil, err
 	}
-	if err := takeOver(req.KernelParameters); err != nil {
-		return nil, err
-	}
+	takeOver(req.KernelParameters)
 	if err := c.step("set up the cgroup", c.setupCgroup); err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
