@@ -13,6 +13,8 @@ var commands = map[string]func(args []string) error{
 	"sum":       sum,
 	"mmap":      mmapShared,
 	"mmapheld":  mmapHeld,
+	"change":    change,
+	"look":      look,
 	"flock":     flock,
 	"fcntl":     fcntlLock,
 	"fcntl-try": fcntlTry,
