@@ -59,12 +59,14 @@ func startVirtiofsd(program parts.Virtiofsd, files Files, log *slog.Logger, list
 // virtiofsdArgs is the command line of either virtiofsd. Both give up all
 // capabilities but those over files, and with nodes CAP_MKNOD.
 //
-// With cache=auto the guest's kernel forgets a file's content whenever somebody
+// With cache=auto an ordinary kernel forgets a file's content whenever somebody
 // opens it, so that every start of a program reads it anew, and under TCG
 // translates it anew. cache=always keeps the content, and with a timeout of a
 // second is otherwise like auto: names and attributes older than that are asked
-// for again, and a file of another size or time of change is read again. The
-// Rust one has no such timeout.
+// for again, and a file whose size or time of modification (mtime) is another
+// one is read again. What leaves both as they were does not show. The Rust one
+// has no such timeout; with it, it is the guest's kernel that keeps the content
+// (kernels/patches/fuse-open-keeps-pages.patch), by the same two signs.
 func virtiofsdArgs(dialect parts.Dialect, fd int, dir string, nodes bool) []string {
 	capabilities := "-mknod"
 	if nodes {
