@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -236,5 +237,54 @@ func TestManyFiles(t *testing.T) {
 		c := exec.CommandContext(ctx, argv[0], argv[1:]...)
 		c.Env = h.vars
 		h.want("files", finish(ctx, c).stdout, "many ok\n")
+	})
+}
+
+// A container makes a file without looking first whether there is one. What the host had there already, unseen, is as safe as if it had.
+func TestFilesUnseen(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		in := func(name string) string { return filepath.Join(dir, name) }
+		e.noErr(os.Chmod(dir, 0o777))
+		for name, mode := range map[string]os.FileMode{"secret": 0o600, "read-only": 0o644, "theirs": 0o666, "exists": 0o666, "append": 0o666} {
+			e.noErr(os.WriteFile(in(name), []byte("old\n"), mode))
+			e.noErr(os.Chmod(in(name), mode))
+		}
+		e.noErr(os.Mkdir(in("dir"), 0o777))
+		e.noErr(os.Symlink("target", in("link")))
+		e.noErr(os.Symlink("secret", in("link-to-secret")))
+		e.noErr(os.WriteFile(in("program"), []byte("old\n"), 0o777))
+		e.noErr(os.Chmod(in("program"), 0o777))
+		// CAP_NET_RAW, as on ping, version 2.
+		capability := append([]byte{1, 0, 0, 2, 0, 0x20}, make([]byte, 14)...)
+		e.noErr(unix.Setxattr(in("program"), "security.capability", capability, 0))
+
+		got := e.report("-v", dir+":/v", "-w", "/v", "-u", "1000:1000", "busybox", "sh", "-c", `
+try() { echo "$1=$(sh -c "$2" 2>&1 | sed 's/.*: //')"; }
+try secret 'echo new >secret'
+try read-only 'echo new >read-only'
+try theirs 'echo new >theirs'
+try exists 'set -C; echo new >exists'
+try append 'echo new >>append'
+try dir 'echo new >dir'
+try link 'echo new >link'
+try link-to-secret 'echo new >>link-to-secret'
+try program 'echo new >>program'
+try new 'set -C; umask 027; echo new >new; stat -c "%a %u:%g %s" new'
+try again 'set -C; echo again >new'`)
+		e.wantReport(got, map[string]string{
+			"secret": "Permission denied", "read-only": "Permission denied", "theirs": "", "exists": "File exists", "append": "", "dir": "Is a directory",
+			"link": "", "link-to-secret": "Permission denied", "program": "", "new": "640 1000:1000 4", "again": "File exists",
+		})
+		for name, want := range map[string]string{
+			"secret": "old\n", "read-only": "old\n", "theirs": "new\n", "exists": "old\n", "append": "old\nnew\n", "target": "new\n", "program": "old\nnew\n", "new": "new\n",
+		} {
+			text, err := os.ReadFile(in(name))
+			e.noErr(err)
+			e.want(name, string(text), want)
+		}
+		if _, err := unix.Getxattr(in("program"), "security.capability", make([]byte, 64)); !errors.Is(err, unix.ENODATA) {
+			e.Errorf("capability of a program that was written to: %v, want %v", err, unix.ENODATA)
+		}
 	})
 }
