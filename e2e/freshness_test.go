@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -107,5 +108,28 @@ func TestFreshness(t *testing.T) {
 		// And the other way: a second container, which knew nothing of them, sees what the first has changed.
 		got := parseReport(e.exec(other, "sh", "-c", "probe look "+strings.Join(by("self"), " ")))
 		check(got, by("self"))
+	})
+}
+
+// A container that touches a file hears of its new time of modification by that. The content that the host has written shows all
+// the same.
+func TestFreshAfterTouch(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		name := filepath.Join(dir, "file")
+		e.noErr(os.WriteFile(name, []byte("old"), 0o644))
+		id := e.start("-v", dir+":/v", "busybox", "sleep", "1000")
+		// touch goes by the open file, so nothing looks for its name, and at its attributes, before.
+		s := e.session("exec", "-i", id, "sh", "-c", `exec 3</v/file; cat /v/file; read line; touch /proc/self/fd/3; echo "touched $?"`)
+		s.expect("old")
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		e.noErr(err)
+		_, err = f.WriteString("new")
+		e.noErr(err)
+		e.noErr(f.Close())
+		s.send("go\n")
+		s.expect("touched 0")
+		time.Sleep(freshWithin + 100*time.Millisecond)
+		e.want("what the host wrote", e.exec(id, "cat", "/v/file"), "new")
 	})
 }
