@@ -123,9 +123,6 @@ func setKernelParameters() error {
 		}
 	}
 	for name, limit := range guestproto.KernelLimits {
-		if limit == 0 {
-			continue
-		}
 		if err := setKernelParameter("/proc/sys/"+name, strconv.FormatUint(limit, 10)); err != nil {
 			return err
 		}

@@ -26,36 +26,31 @@ const (
 // can get.
 const reservedTasks = 256
 
-// setupCgroups makes the parent of the container's cgroup, with every controller.
-func setupCgroups() error {
+// tasksForMemory is how many tasks the VM's memory is enough for, which is what
+// threads-max says until setKernelParameters.
+func tasksForMemory() (int, error) {
+	text, err := readFile("/proc/sys/kernel/threads-max")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(text))
+}
+
+// setupCgroups makes the parent of the container's cgroup, with every controller. Of the
+// tasks that the memory is enough for, it keeps some for guestinit.
+func setupCgroups(tasks int) error {
 	if err := enableControllers(cgroupRoot); err != nil {
 		return err
 	}
 	if err := os.Mkdir(containersCgroup, 0o755); err != nil {
 		return err
 	}
-	if err := limitTasks(); err != nil {
-		return err
+	if tasks > 2*reservedTasks {
+		if err := writeFile(containersCgroup+"/pids.max", strconv.Itoa(tasks-reservedTasks)); err != nil {
+			return err
+		}
 	}
 	return enableControllers(containersCgroup)
-}
-
-// limitTasks keeps the container from the last of the tasks that the VM's memory is
-// enough for, which is what threads-max says at boot. Later it may say what the host's
-// does.
-func limitTasks() error {
-	text, err := readFile("/proc/sys/kernel/threads-max")
-	if err != nil {
-		return err
-	}
-	most, err := strconv.Atoi(strings.TrimSpace(text))
-	if err != nil {
-		return fmt.Errorf("threads-max: %w", err)
-	}
-	if most <= 2*reservedTasks {
-		return nil
-	}
-	return writeFile(containersCgroup+"/pids.max", strconv.Itoa(most-reservedTasks))
 }
 
 // enableControllers gives a cgroup's children every controller that it has.

@@ -39,6 +39,8 @@ func main() {
 	check("switch to a root of our own", switchRoot())
 	check("mount", mountSystem())
 	adoptConsole()
+	tasks, err := tasksForMemory()
+	check("read the limit of tasks", err)
 	check("set kernel parameters", setKernelParameters())
 	check("set resource limits", setResourceLimits())
 	children := newReaper()
@@ -48,7 +50,7 @@ func main() {
 		ground, err = layGroundwork(children, filter)
 		return err
 	}
-	prepared := later(setupCgroups, prepareGround, loopbackUp, makeLoopNodes)
+	prepared := later(func() error { return setupCgroups(tasks) }, prepareGround, loopbackUp, makeLoopNodes)
 	device, err := findControlPort()
 	check("find control port", err)
 	check("prepare for a container", prepared())

@@ -23,8 +23,8 @@ func TestKernelParameters(t *testing.T) {
 		{"strict, without a known limit", map[string]string{"sys/vm/overcommit_memory": "2\n", "meminfo": "CommitLimit: many\n"}, map[string]string{}},
 		{"limits below, at and above the guest's", map[string]string{
 			"sys/vm/max_map_count": "65530\n", "sys/fs/file-max": "9223372036854775807\n", "sys/user/max_inotify_instances": "8192\n",
-			"sys/kernel/threads-max": "192729\n", "sys/fs/mount-max": "many\n",
-		}, map[string]string{"user/max_inotify_instances": "8192", "kernel/threads-max": "192729"}},
+			"sys/kernel/threads-max": "8388608\n", "sys/fs/mount-max": "many\n",
+		}, map[string]string{"user/max_inotify_instances": "8192", "kernel/threads-max": "8388608"}},
 		{"core files of the default name", map[string]string{"sys/kernel/core_pattern": "core\n", "sys/kernel/core_uses_pid": "0\n"}, map[string]string{}},
 		{
 			"core files of another name",
