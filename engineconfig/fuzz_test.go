@@ -51,7 +51,8 @@ func FuzzDocker(f *testing.F) {
 	})
 }
 
-// contents decodes an object; no runtimes and an empty list of them are the same.
+// contents decodes an object. No runtimes and an empty list of them are the same, and
+// so are no default and an empty one.
 func contents(t *testing.T, text []byte) map[string]any {
 	var all map[string]any
 	if err := json.Unmarshal(text, &all); err != nil {
@@ -59,6 +60,9 @@ func contents(t *testing.T, text []byte) map[string]any {
 	}
 	if runtimes, _ := all["runtimes"].(map[string]any); len(runtimes) == 0 {
 		delete(all, "runtimes")
+	}
+	if all["default-runtime"] == "" {
+		delete(all, "default-runtime")
 	}
 	return all
 }
