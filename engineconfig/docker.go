@@ -30,7 +30,11 @@ func (dockerFormat) find(text []byte, name string) (*Runtime, error) {
 	if len(bytes.TrimSpace(text)) == 0 {
 		return nil, nil
 	}
-	if _, err := parseJSON(text); err != nil {
+	root, err := parseJSON(text)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkCase(text, root); err != nil {
 		return nil, err
 	}
 	config, err := decodeDocker(text)
@@ -42,6 +46,20 @@ func (dockerFormat) find(text []byte, name string) (*Runtime, error) {
 		return nil, nil
 	}
 	return &Runtime{Name: name, Path: e.Path, Args: e.Args, Default: config.Default == name}, nil
+}
+
+// checkCase refuses names that encoding/json takes for one of dockerConfig's, and
+// dockerd does not know.
+func checkCase(text []byte, root hujson.Value) error {
+	for _, m := range root.Value.(*hujson.Object).Members {
+		name := m.Name.Value.(hujson.Literal).String()
+		for _, known := range []string{"runtimes", "default-runtime"} {
+			if name != known && strings.EqualFold(name, known) {
+				return at(text, m.Name.StartOffset, fmt.Errorf("dockerd does not know %q: it is %q there", name, known))
+			}
+		}
+	}
+	return nil
 }
 
 func decodeDocker(text []byte) (config dockerConfig, err error) {

@@ -39,7 +39,7 @@ func FuzzDocker(f *testing.F) {
 			t.Fatalf("add to %q: %v", text, err)
 		}
 		if now, err := (dockerFormat{}).find(installed, "boxlite"); err != nil || now == nil || !now.equal(asDefault(boxlite)) {
-			return // which Install refuses: "RUNTIMES" is "runtimes" to encoding/json
+			return // which Install refuses
 		}
 		removed, err := dockerFormat{}.remove(installed, text, "boxlite")
 		if err != nil {
