@@ -104,7 +104,7 @@ test-packages: all ## deb and dist: equal builds, lintian, installed on clean De
 demo: ## run real containers in front of you, with a private Docker (root)
 	@scripts/demo.sh
 
-# One after the other, also with -j: each fills the machine.
+# One after the other, also with -j: the tests measure time, and a part fills the machine.
 .PHONY: test
 test: deps ## everything: install what is missing, build, lint, unit and e2e tests, a little fuzzing (root)
 	@echo '== build'
@@ -138,8 +138,7 @@ images: ## build the images of images/ from Debian packages; from the cache if n
 .PHONY: e2e
 e2e: all kernel-host images ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
-	$(if $(ALLTESTFLAGS),$(GO) test -count=1 -v -timeout 60m $(ALLTESTFLAGS) ./e2e,GO='$(GO)' scripts/e2e.sh -test.timeout=60m)
-	$(GO) test -count=1 -v -timeout 30m $(ALLTESTFLAGS) ./e2e/kvm
+	$(GO) test -count=1 -p 1 -v -timeout 75m $(ALLTESTFLAGS) ./e2e/...
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
 
 .PHONY: soak
