@@ -310,13 +310,11 @@ func (n *network) detach() {
 	if n.watch != nil {
 		_ = n.watch.Close() // nothing was written
 	}
-	for _, c := range n.nics {
-		if c.cut {
-			continue
-		}
-		if err := hostnet.Detach(nil, c.iface.Name, n.id); err != nil {
-			n.log.Debug("detach", "interface", c.iface.Name, "error", err) // docker has taken it out already
-		}
+	if len(n.nics) == 0 {
+		return
+	}
+	if err := hostnet.Restore(nil, n.id); err != nil {
+		n.log.Debug("give the network namespace back", "error", err) // docker may be taking its links out
 	}
 }
 
@@ -331,15 +329,7 @@ func restoreNetwork(path, id string) error {
 		return err
 	}
 	defer ns.Close()
-	found, err := hostnet.Scan(ns)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, iface := range found.Interfaces {
-		errs = append(errs, hostnet.Detach(ns, iface.Name, id))
-	}
-	return errors.Join(errs...)
+	return hostnet.Restore(ns, id)
 }
 
 // maxResolvConf bounds the container's /etc/resolv.conf, in bytes.

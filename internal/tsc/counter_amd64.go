@@ -1,6 +1,4 @@
 package tsc
 
-const present = true
-
 // counter is RDTSC, once all that comes before it is done.
 func counter() uint64

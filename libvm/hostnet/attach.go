@@ -106,15 +106,40 @@ func Detach(ns *os.File, name, owner string) error {
 		if err != nil {
 			return err
 		}
-		if tap, err := holder(h, link); err != nil || tap != nil && tap.Attrs().Alias != owner {
-			return err
-		}
-		return errors.Join(unwire(h, link), unrouteLocal(h, link))
+		return detach(h, link, owner)
 	})
 	if err != nil {
 		return fmt.Errorf("detach interface %s: %w", name, err)
 	}
 	return nil
+}
+
+func detach(h *netlink.Handle, link netlink.Link, owner string) error {
+	if tap, err := holder(h, link); err != nil || tap != nil && tap.Attrs().Alias != owner {
+		return err
+	}
+	return errors.Join(unwire(h, link), unrouteLocal(h, link))
+}
+
+// Restore is Detach for every link of the namespace: whatever a link is called by now,
+// and whether or not it has an address still.
+func Restore(ns *os.File, owner string) error {
+	return with(ns, func(h *netlink.Handle) error {
+		links, err := h.LinkList()
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // then one may be missing that comes or goes
+			return fmt.Errorf("list links: %w", err)
+		}
+		var errs []error
+		for _, link := range links {
+			if isTap(link) {
+				continue
+			}
+			if err := detach(h, link, owner); err != nil {
+				errs = append(errs, fmt.Errorf("detach interface %s: %w", link.Attrs().Name, err))
+			}
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // wire configures the tap, then the filters of both, and lets traffic through

@@ -125,7 +125,7 @@ func newBench(t *testing.T, kind string) *bench {
 // boot makes the guest of what Scan says and joins it to the tap.
 func (b *bench) boot(tap *Tap) {
 	b.t.Helper()
-	network, err := Scan(b.container)
+	network, err := Look(b.container)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -313,7 +313,7 @@ func TestAttach(t *testing.T) {
 					return h.QdiscAdd(tc.qdisc)
 				})
 			}
-			before, err := Scan(b.container)
+			before, err := Look(b.container)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -322,8 +322,8 @@ func TestAttach(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { tap.File.Close() })
-			if after, err := Scan(b.container); err != nil || !reflect.DeepEqual(after, before) {
-				t.Errorf("Scan after Attach = %+v, %v, want as before: %+v", after, err, before)
+			if after, err := Look(b.container); err != nil || !reflect.DeepEqual(after, before) {
+				t.Errorf("Look after Attach = %+v, %v, want as before: %+v", after, err, before)
 			}
 			b.boot(tap)
 
@@ -481,9 +481,9 @@ func TestScanReal(t *testing.T) {
 		{Interface: "eth0", Gateway: peerIP6, Family: 6, Protocol: unix.RTPROT_BOOT, Metric: 77},
 	}
 	want.Neighbours = []guestproto.Neighbour{{Interface: "eth0", IP: "169.254.1.1", MAC: "ee:ee:ee:ee:ee:ee"}}
-	got, err := Scan(b.container)
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("Scan =\n%+v, %v, want\n%+v", got, err, want)
+	got, err := Look(b.container)
+	if err != nil || !reflect.DeepEqual(got.Network, want) {
+		t.Errorf("Look =\n%+v, %v, want\n%+v", got, err, want)
 	}
 }
 
@@ -526,6 +526,52 @@ func TestOneOwner(t *testing.T) {
 	wantHolder("")
 	if err := Detach(b.container, "eth0", "member"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A namespace is given back whatever its links have become since: another name, no address.
+func TestRestore(t *testing.T) {
+	b := newBench(t, "veth")
+	tap, err := Attach(b.container, "eth0", Options{Owner: "c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.File.Close()
+	kind := func() (kind string) {
+		t.Helper()
+		do(t, b.container, func(h *netlink.Handle) error {
+			link, err := h.LinkByName("other0")
+			if err == nil {
+				kind, err = ingressKind(h, link)
+			}
+			return err
+		})
+		return kind
+	}
+	do(t, b.container, func(h *netlink.Handle) error {
+		link, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		addresses, err := h.AddrList(link, netlink.FAMILY_ALL)
+		if err = errors.Join(err, h.LinkSetDown(link), h.LinkSetName(link, "other0")); err != nil {
+			return err
+		}
+		for _, a := range addresses {
+			a.Label = ""
+			if err := h.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := Restore(b.container, "another"); err != nil || kind() != "ingress" {
+		t.Errorf("Restore for another owner = %v, qdisc %q, want the link left alone", err, kind())
+	}
+	for range 2 {
+		if err := Restore(b.container, "c"); err != nil || kind() != "" {
+			t.Errorf("Restore = %v, qdisc %q, want none", err, kind())
+		}
 	}
 }
 

@@ -1,5 +1,5 @@
 // Package hostnet is the host's side of a container's network: what the
-// container's network namespace looks like (Scan), the taps through which a VM
+// container's network namespace looks like (Look), the taps through which a VM
 // takes over its links (Attach), and the queries of Docker's embedded resolver
 // that have to be made from inside the namespace (ServeDNS).
 //

@@ -39,19 +39,6 @@ type Found struct {
 	Refused []error
 }
 
-// Scan is Look for a caller who wants all interfaces: one that is refused is an
-// error.
-func Scan(ns *os.File) (guestproto.Network, error) {
-	found, err := Look(ns)
-	if err == nil && len(found.Refused) > 0 {
-		err = found.Refused[0]
-	}
-	if err != nil {
-		return guestproto.Network{}, err
-	}
-	return found.Network, nil
-}
-
 // Look reads the network that the guest shall have: every link with an address
 // of its own, except lo and our taps, in the order of their indices, with MAC,
 // MTU, addresses, routes and permanent neighbours. What the guest's kernel

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tapPrefix begins the names of our taps; Scan knows them by it.
+// tapPrefix begins the names of our taps; Look knows them by it.
 const tapPrefix = "boxtap"
 
 // OpenTun opens the file that becomes a tap. It belongs to the network namespace

@@ -50,9 +50,8 @@ func (v *VM) checkClock(a accel.Accel) error {
 		return nil
 	}
 	host, err := tsc.Measure()
-	if err != nil {
-		v.log.Debug("the guest's clock is not checked", "because", err)
-		return nil
+	if err != nil { // the guest's kernel may have been no luckier
+		return fmt.Errorf("%w, or cannot be checked: %w", errClock, err)
 	}
 	guest, err := v.askClockRate()
 	if err != nil {
