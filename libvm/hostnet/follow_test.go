@@ -13,68 +13,56 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A watch hears of what happens in its own namespace, also of more than it has room for.
-func TestWatch(t *testing.T) {
-	b := newBench(t, "veth")
+// watch opens a watch of ns.
+func watch(t *testing.T, ns *os.File) *Watch {
+	t.Helper()
 	var w *Watch
-	if err := in(b.container, func() (err error) {
+	if err := in(ns, func() (err error) {
 		w, err = OpenWatch()
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
-	changes := w.Changes()
-	heard := func(what string, want bool) {
+	return w
+}
+
+// A watch hears of what happens in its own namespace, also of more than it has room
+// for, and of no other's.
+func TestWatch(t *testing.T) {
+	b := newBench(t, "veth")
+	w, elsewhere := watch(t, b.container), watch(t, newNamespace(t))
+	changes, others := w.Changes(), elsewhere.Changes()
+	change := func(what, name string, f func(h *netlink.Handle, link netlink.Link) error) {
 		t.Helper()
-		select {
-		case _, open := <-changes:
-			if !want || !open {
-				t.Errorf("%s: a change, or the end of them", what)
-			}
-		case <-time.After(time.Second):
-			if want {
-				t.Errorf("%s: nothing is heard", what)
-			}
-		}
-		for len(changes) > 0 {
+		for len(changes) > 0 { // what was heard after the change before
 			<-changes
 		}
-	}
-	change := func(ns *os.File, name string, f func(h *netlink.Handle, link netlink.Link) error) {
-		t.Helper()
-		do(t, ns, func(h *netlink.Handle) error {
+		do(t, b.container, func(h *netlink.Handle) error {
 			link, err := h.LinkByName(name)
 			if err != nil {
 				return err
 			}
 			return f(h, link)
 		})
-		time.Sleep(50 * time.Millisecond)
-	}
-	for quiet := false; !quiet; { // until the end of what newBench has begun
 		select {
-		case <-changes:
-		case <-time.After(2 * time.Second):
-			quiet = true
+		case _, open := <-changes:
+			if !open {
+				t.Errorf("%s: the end of changes", what)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: nothing is heard", what)
 		}
 	}
-	change(b.peer, "peer0", func(h *netlink.Handle, l netlink.Link) error {
-		return h.AddrAdd(l, &netlink.Addr{IPNet: mustAddr("10.98.0.1/24")})
-	})
-	heard("another namespace", false)
-	change(b.container, "eth0", func(h *netlink.Handle, l netlink.Link) error {
+	change("an address", "eth0", func(h *netlink.Handle, l netlink.Link) error {
 		return h.AddrAdd(l, &netlink.Addr{IPNet: mustAddr("10.98.0.2/24")})
 	})
-	heard("an address", true)
-	change(b.container, "eth0", func(h *netlink.Handle, l netlink.Link) error {
+	change("a route", "eth0", func(h *netlink.Handle, l netlink.Link) error {
 		return h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: mustAddr("10.97.0.0/16"), Scope: netlink.SCOPE_LINK})
 	})
-	heard("a route", true)
-	change(b.container, "eth0", func(h *netlink.Handle, l netlink.Link) error {
+	change("a name", "eth0", func(h *netlink.Handle, l netlink.Link) error {
 		return errors.Join(h.LinkSetDown(l), h.LinkSetName(l, "eth9"), h.LinkSetUp(l))
 	})
-	heard("a name", true)
-	change(b.container, "eth9", func(h *netlink.Handle, l netlink.Link) error {
+	change("a flood", "eth9", func(h *netlink.Handle, l netlink.Link) error {
 		for range 3000 {
 			if err := errors.Join(h.LinkSetMTU(l, 1300), h.LinkSetMTU(l, 1400)); err != nil {
 				return err
@@ -82,13 +70,18 @@ func TestWatch(t *testing.T) {
 		}
 		return nil
 	})
-	heard("a flood", true)
-	change(b.container, "eth9", func(h *netlink.Handle, l netlink.Link) error { return h.LinkDel(l) })
-	heard("the end of a link", true)
-	if err := w.Close(); err != nil {
-		t.Error(err)
+	change("the end of a link", "eth9", func(h *netlink.Handle, l netlink.Link) error { return h.LinkDel(l) })
+	if len(others) > 0 {
+		t.Error("a namespace where nothing has happened: a change")
+	}
+	for _, w := range []*Watch{w, elsewhere} {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	for range changes { // ends
+	}
+	for range others {
 	}
 }
 
