@@ -69,10 +69,15 @@ func TestCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
+	const calls = 2
+	answered := make(chan struct{})
+	defer func() { <-answered }() // before the sessions are closed
 	go func() {
-		for {
+		defer close(answered)
+		for range calls {
 			stream, err := server.Accept()
 			if err != nil {
+				t.Error(err)
 				return
 			}
 			req, err := ReadRequest(stream)
