@@ -37,6 +37,11 @@ func (e *env) capabilities() []string {
 	if e.rt.isVM() {
 		return everyCapability
 	}
+	return e.ownCapabilities()
+}
+
+// ownCapabilities are those that a process of the machine's root can have.
+func (e *env) ownCapabilities() []string {
 	status, err := os.ReadFile("/proc/self/status")
 	e.noErr(err)
 	_, line, _ := strings.Cut(string(status), "CapBnd:")
@@ -125,6 +130,31 @@ func TestEveryCapabilityByInit(t *testing.T) {
 			h.wantCode(r, 0)
 			h.want(fmt.Sprintf("sets of init %d", i), r.stdout, shownCaps(p))
 		}
+	})
+}
+
+// enoughForGrep are the system calls of a shell that has busybox's grep read a file.
+var enoughForGrep = strings.Fields(`access arch_prctl brk capget capset chdir clone clone3 close dup dup2 dup3 execve execveat exit exit_group faccessat
+	fchdir fcntl fork fstat fstatfs futex getcwd getdents64 getegid geteuid getgid getpgrp getpid getppid getrandom gettid getuid ioctl lseek lstat madvise mmap
+	mprotect mremap munmap nanosleep newfstatat open openat pipe pipe2 poll prctl prlimit64 read readlink readlinkat rseq rt_sigaction rt_sigprocmask rt_sigreturn
+	seccomp set_robust_list set_tid_address setgid setgroups setresgid setresuid setuid sigaltstack stat statx tgkill umask uname vfork wait4 write writev`)
+
+// An engine that lacks a capability leaves it out of ALL: what counts is all that the caller has.
+func TestAllThatTheCallerHas(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		own := but(e.ownCapabilities(), "CAP_SYS_PACCT")
+		filters := func(name string, caps []string) string {
+			b := h.bundle(name, "grep ^Seccomp: /proc/self/status", func(s *specs.Spec) {
+				s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
+				s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: enoughForGrep, Action: specs.ActAllow}}}
+			})
+			r := h.cmdAs([]string{"setpriv", "--bounding-set", "-sys_pacct"}, "run", "--bundle", b.dir, b.id)
+			h.wantCode(r, 0)
+			return r.stdout
+		}
+		h.want("with all of the caller's", filters("callers-all", own), "Seccomp:\t0\n")
+		h.want("with all but one", filters("callers-but", but(own, "CAP_KILL")), "Seccomp:\t2\n")
 	})
 }
 

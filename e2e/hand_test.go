@@ -44,9 +44,17 @@ func (h *hand) cmd(args ...string) result {
 }
 
 func (h *hand) cmdIn(stdin io.Reader, args ...string) result {
+	return h.finish(stdin, h.argv(args...))
+}
+
+// cmdAs is cmd behind a program that changes what the caller is, such as setpriv.
+func (h *hand) cmdAs(changer []string, args ...string) result {
+	return h.finish(nil, slices.Concat(changer, h.argv(args...)))
+}
+
+func (h *hand) finish(stdin io.Reader, argv []string) result {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	argv := h.argv(args...)
 	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	c.Env = h.vars
 	c.Stdin = stdin

@@ -18,6 +18,19 @@ var knownCapabilities = func() map[string]bool {
 	return known
 }()
 
+// withheldCapabilities are those that no process of the caller's can have: they are
+// not in its bounding set (capabilities(7)), or the kernel does not know them. An
+// engine's ALL may lack them. Docker's does from 22.06 on.
+func withheldCapabilities() map[string]bool {
+	withheld := map[string]bool{}
+	for _, c := range capability.ListKnown() {
+		if has, err := capability.GetBound(c); err != nil || !has {
+			withheld["CAP_"+upper(c.String())] = true
+		}
+	}
+	return withheld
+}
+
 func upper(s string) string {
 	b := []byte(s)
 	for i, c := range b {

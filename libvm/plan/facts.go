@@ -28,6 +28,8 @@ type HostFacts struct {
 	// KernelParameters are those that the guest takes over, by their path below
 	// /proc/sys.
 	KernelParameters map[string]string
+	// WithheldCapabilities are those that the caller cannot give to anyone.
+	WithheldCapabilities map[string]bool
 	// Rlimits are those that the container's process inherits, see CallersRlimits.
 	Rlimits []specs.POSIXRlimit
 	// Sources describes the source of every bind mount, by its path in the spec.
@@ -71,7 +73,8 @@ func LookAtHost(spec *specs.Spec, bundle string) (*HostFacts, error) {
 	f := &HostFacts{
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), UserNamespace: userns.RunningInUserNS(),
 		CPUs: runtime.NumCPU(), MemoryMiB: hostMemoryMiB(), KernelParameters: kernelParameters("/proc"), Rlimits: CallersRlimits(),
-		Sources: map[string]Source{}, Devices: map[string]bool{},
+		WithheldCapabilities: withheldCapabilities(),
+		Sources:              map[string]Source{}, Devices: map[string]bool{},
 	}
 	for i := range spec.Mounts {
 		m := &spec.Mounts[i]

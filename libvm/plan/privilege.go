@@ -13,7 +13,7 @@ import (
 const AnnotationSeccomp = "boxlite.seccomp"
 
 // privilege gives the container its kernel: everything in it may be written.
-func (p *Plan) privilege(annotations map[string]string) error {
+func (p *Plan) privilege(annotations map[string]string, withheld map[string]bool) error {
 	g := p.Guest
 	g.Linux.MaskedPaths = nil
 	g.Linux.ReadonlyPaths = nil
@@ -25,20 +25,20 @@ func (p *Plan) privilege(annotations map[string]string) error {
 			m.Options = append(m.Options, "rw")
 		}
 	}
-	return p.unfilter(annotations[AnnotationSeccomp])
+	return p.unfilter(annotations[AnnotationSeccomp], withheld)
 }
 
 // unfilter takes away a seccomp filter that lists the system calls it allows,
-// if the container has every capability. Engines give such a list to each
+// if the container has every capability that it could be given. Engines give such a list to each
 // container, and Docker's lacks calls (pivot_root, keyctl) without which no
 // runc works inside, because on a shared kernel they endanger the host. A filter
 // that lists what it forbids is nobody's default, and stays.
-func (p *Plan) unfilter(keep string) error {
+func (p *Plan) unfilter(keep string, withheld map[string]bool) error {
 	if keep != "" && keep != "keep" {
 		return fmt.Errorf("annotation %s=%q: valid is \"keep\"", AnnotationSeccomp, keep)
 	}
 	filter := p.Guest.Linux.Seccomp
-	if filter == nil || keep != "" || filter.DefaultAction == specs.ActAllow || filter.DefaultAction == specs.ActLog || !hasAll(p.Guest.Process) {
+	if filter == nil || keep != "" || filter.DefaultAction == specs.ActAllow || filter.DefaultAction == specs.ActLog || !hasAll(p.Guest.Process, withheld) {
 		return nil
 	}
 	p.Guest.Linux.Seccomp = nil
@@ -46,18 +46,18 @@ func (p *Plan) unfilter(keep string) error {
 	return nil
 }
 
-// hasAll says that the process is given every capability. The three that came
-// with Linux 5.8 and 5.9 are not asked for: an engine's ALL is what it and the
-// host's kernel know.
-func hasAll(proc *specs.Process) bool {
-	if proc == nil || proc.Capabilities == nil {
+// hasAll says that the process is given every capability but those withheld, and
+// CAP_SYS_ADMIN at least. The three that came with Linux 5.8 and 5.9 are not asked
+// for: an engine's ALL is what it and the host's kernel know.
+func hasAll(proc *specs.Process, withheld map[string]bool) bool {
+	if proc == nil || proc.Capabilities == nil || withheld["CAP_SYS_ADMIN"] {
 		return false
 	}
 	for name := range knownCapabilities {
 		switch name {
 		case "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE":
 		default:
-			if !slices.Contains(proc.Capabilities.Bounding, name) {
+			if !withheld[name] && !slices.Contains(proc.Capabilities.Bounding, name) {
 				return false
 			}
 		}

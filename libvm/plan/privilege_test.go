@@ -18,6 +18,14 @@ func filtered(action specs.LinuxSeccompAction, caps ...string) *specs.Spec {
 	return spec
 }
 
+func but(names ...string) []string {
+	return slices.DeleteFunc(allKnown(), func(name string) bool { return slices.Contains(names, name) })
+}
+
+func withholds(name string) HostFacts {
+	return HostFacts{WithheldCapabilities: map[string]bool{name: true}}
+}
+
 func TestSeccompFilterGoesWithEveryCapability(t *testing.T) {
 	upToAuditRead := slices.DeleteFunc(allKnown(), func(name string) bool {
 		return name == "CAP_PERFMON" || name == "CAP_BPF" || name == "CAP_CHECKPOINT_RESTORE"
@@ -28,21 +36,29 @@ func TestSeccompFilterGoesWithEveryCapability(t *testing.T) {
 		action specs.LinuxSeccompAction
 		keep   bool
 		want   bool // a filter is left
+		host   HostFacts
 	}{
-		{"all 41, a list of what is allowed", allKnown(), specs.ActErrno, false, false},
-		{"the ALL of older engines", upToAuditRead, specs.ActErrno, false, false},
-		{"all, kept by annotation", allKnown(), specs.ActErrno, true, true},
-		{"all, a list of what is forbidden", allKnown(), specs.ActAllow, false, true},
-		{"all, a list of what is not logged", allKnown(), specs.ActLog, false, true},
-		{"all but one", upToAuditRead[1:], specs.ActErrno, false, true},
-		{"CAP_SYS_ADMIN alone", []string{"CAP_SYS_ADMIN"}, specs.ActErrno, false, true},
-		{"none", nil, specs.ActErrno, false, true},
+		{"all 41, a list of what is allowed", allKnown(), specs.ActErrno, false, false, HostFacts{}},
+		{"the ALL of older engines", upToAuditRead, specs.ActErrno, false, false, HostFacts{}},
+		{"all, kept by annotation", allKnown(), specs.ActErrno, true, true, HostFacts{}},
+		{"all, a list of what is forbidden", allKnown(), specs.ActAllow, false, true, HostFacts{}},
+		{"all, a list of what is not logged", allKnown(), specs.ActLog, false, true, HostFacts{}},
+		{"all but one", upToAuditRead[1:], specs.ActErrno, false, true, HostFacts{}},
+		{"CAP_SYS_ADMIN alone", []string{"CAP_SYS_ADMIN"}, specs.ActErrno, false, true, HostFacts{}},
+		{"none", nil, specs.ActErrno, false, true, HostFacts{}},
+		{"all that the caller has", but("CAP_SYS_RESOURCE"), specs.ActErrno, false, false, withholds("CAP_SYS_RESOURCE")},
+		{"all but one of what the caller has", but("CAP_SYS_RESOURCE", "CAP_KILL"), specs.ActErrno, false, true, withholds("CAP_SYS_RESOURCE")},
+		{"all that the caller has, which is not much", but("CAP_SYS_ADMIN"), specs.ActErrno, false, true, withholds("CAP_SYS_ADMIN")},
 	} {
 		spec := filtered(c.action, c.caps...)
 		if c.keep {
 			spec.Annotations = map[string]string{AnnotationSeccomp: "keep"}
 		}
-		plan := rewrite(t, spec)
+		c.host.CPUs = 1
+		plan, err := Rewrite(spec, "/r", &c.host, Overrides{})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if plan.Guest.Linux.Seccomp != nil {
 			t.Errorf("%s: the guest is to compile a filter", c.name)
 		}

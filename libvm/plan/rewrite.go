@@ -37,7 +37,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	}
 	p.devices(host)
 	if p.Shape.Privileged {
-		if err := p.privilege(spec.Annotations); err != nil {
+		if err := p.privilege(spec.Annotations, host.WithheldCapabilities); err != nil {
 			return nil, err
 		}
 	} else if r := p.Guest.Linux.Resources; r != nil && len(r.Devices) > 0 {
