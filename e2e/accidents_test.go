@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -102,16 +105,25 @@ func (h *hand) killByName(b bundle, name string) int {
 	return n
 }
 
-// A VM that loses a part of itself is a container that has ended: not with 0, in every state.
+// A VM that loses a part of itself is a container that has ended: not with 0, in every state. The log and whoever waits for
+// a process in it hear which part, and how it ended.
 func TestPartsKilled(t *testing.T) {
 	eachVM(t, func(e *env) {
 		h := e.byHand()
-		for _, part := range []string{"qemu-system", "virtiofsd"} {
+		for part, name := range map[string]string{"qemu-system": "QEMU", "virtiofsd": "virtiofsd"} {
 			for _, when := range []string{"created", "running"} {
 				b := h.bundle(part+"-"+when, "echo up; sleep 1000", nil)
+				log := filepath.Join(b.dir, "log")
+				h.flags = []string{"--log", log}
 				c := h.create(b)
+				h.flags = nil
+				var x *session
 				if when == "running" {
 					c.start()
+					ctx, cancel := context.WithTimeout(context.Background(), deadline)
+					argv := h.argv("exec", b.id, "sh", "-c", "echo in; exec sleep 1000")
+					x = startSession(h.T, exec.CommandContext(ctx, argv[0], argv[1:]...), cancel)
+					x.expect("in\n")
 				}
 				if h.killByName(b, part) == 0 {
 					h.Fatalf("no %s in the container's cgroup: %v", part, h.processesOf(b))
@@ -121,6 +133,17 @@ func TestPartsKilled(t *testing.T) {
 				}
 				h.waitStatus(b.id, specs.StateStopped)
 				h.wantNoProcess(b)
+				text, err := os.ReadFile(log)
+				h.noErr(err)
+				if !regexp.MustCompile(`(?m)level=error msg="` + name + ` has ended" .*status="signal: killed"`).Match(text) {
+					h.Errorf("%s killed when %s: log: %s", part, when, text)
+				}
+				if x != nil {
+					x.expect(name + ": signal: killed")
+					if code := x.end(); code != 255 {
+						h.Errorf("%s killed: exec ends with %d, want 255", part, code)
+					}
+				}
 				h.must("delete", b.id)
 				c.out.wait()
 			}

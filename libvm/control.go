@@ -96,6 +96,12 @@ func (e *controlError) Unwrap() (errs []error) {
 	return errs
 }
 
+// execEnd is the end of an exec's process: its status, or what became of the VM.
+type execEnd struct {
+	guestproto.ExitStatus
+	Error *controlError `json:"error,omitempty"`
+}
+
 type execMessage struct {
 	Signal int     `json:"signal,omitempty"`
 	Resize *[2]int `json:"resize,omitempty"` // width, height

@@ -297,13 +297,11 @@ func (x *execSession) resize() {
 // wait forwards signals until the process has ended. A VM that ends first ends
 // the process too, as a kill does.
 func (x *execSession) wait(signals <-chan os.Signal) (guestproto.ExitStatus, error) {
-	exit := make(chan guestproto.ExitStatus, 1)
-	failed := make(chan error, 1)
+	exit := make(chan execEnd, 1)
 	go func() {
-		var e guestproto.ExitStatus
+		var e execEnd
 		if err := guestproto.ReadFrame(x.conn, guestproto.MaxReply, &e); err != nil {
-			failed <- err
-			return
+			e.Error = toControlError(ErrVMLost)
 		}
 		exit <- e
 	}()
@@ -311,9 +309,10 @@ func (x *execSession) wait(signals <-chan os.Signal) (guestproto.ExitStatus, err
 	for {
 		select {
 		case e := <-exit:
-			return e, nil
-		case <-failed:
-			return guestproto.ExitStatus{Signal: int(unix.SIGKILL)}, ErrVMLost
+			if err := e.Error.err(); err != nil {
+				return guestproto.ExitStatus{Signal: int(unix.SIGKILL)}, err
+			}
+			return e.ExitStatus, nil
 		case s := <-signals:
 			if s == unix.SIGWINCH && x.tty != nil {
 				x.resize()

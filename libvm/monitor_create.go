@@ -266,7 +266,7 @@ func (m *monitor) awaitGuest() error {
 	defer m.steps.Begin("await the guest's hello")()
 	booted := make(chan error, 1)
 	go func() {
-		release, err := m.guest.hello(m.cfg.Debug, vmm.BootTimeout(m.cfg.Accel))
+		release, err := m.guest.hello(m.cfg.Debug, m.vmm.BootTimeout())
 		m.log.Debug("guest is up", "after", time.Since(m.began).Round(time.Millisecond), "kernel", release, "choice", m.cfg.Plan.Shape.KernelReason)
 		booted <- err
 	}()
@@ -288,7 +288,7 @@ func (m *monitor) buildContainer() error {
 		ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp,
 		KernelParameters: m.cfg.Plan.KernelParameters, Submounts: m.cfg.Plan.Submounts(), NullStdin: m.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
 	}
-	err := m.guest.create(req, m.steps, vmm.BootTimeout(m.cfg.Accel))
+	err := m.guest.create(req, m.steps, m.vmm.BootTimeout())
 	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile
 	if err := cmp.Or(err, netErr); err != nil {
 		return err
@@ -309,6 +309,7 @@ func (m *monitor) connectStdio() (err error) {
 func (m *monitor) awaitInit() {
 	rep, err := m.guest.wait(guestproto.Init)
 	if err != nil {
+		err = m.explain(err)
 		m.log.Debug("wait for the container init", "error", err)
 		rep = guestproto.WaitReply{ExitStatus: guestproto.ExitStatus{Code: exitVMLost}}
 	}
@@ -390,12 +391,9 @@ func (m *monitor) bootError(err error) error {
 	if m.cfg.Accel == accel.KVM && !errors.Is(err, ErrVMLost) {
 		hint = " (if no kernel runs under this machine's KVM: --accel tcg)"
 	}
-	said := ""
-	if m.vmm != nil {
-		said = m.vmm.LastWords()
-		if !errors.Is(err, ErrVMLost) {
-			said += m.vmm.StuckTasks()
-		}
+	err = fmt.Errorf("start the VM (%s): %w%s", m.cfg.Accel, err, hint)
+	if m.vmm != nil && errors.Is(err, vmm.ErrNoAnswer) {
+		return fmt.Errorf("%w%s%s", err, m.vmm.LastWords(), m.vmm.StuckTasks())
 	}
-	return fmt.Errorf("start the VM (%s): %w%s%s", m.cfg.Accel, err, hint, said)
+	return m.explain(err)
 }

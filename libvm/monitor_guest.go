@@ -213,6 +213,24 @@ func (g *guest) endOf(op guestproto.Op) error {
 	return fmt.Errorf("%s: %w", op, ErrVMLost)
 }
 
+// lossPatience is how long after a connection to a VM the VM's own end may show, on a
+// host where much else wants the processors.
+const lossPatience = 2 * time.Second
+
+// explain says with the loss of the VM how QEMU and virtiofsd ended.
+func (m *monitor) explain(err error) error {
+	if !errors.Is(err, ErrVMLost) || m.vmm == nil {
+		return err
+	}
+	if m.lost != nil { // nil of a VM that could not be started, which has ended
+		select {
+		case <-m.lost:
+		case <-time.After(lossPatience):
+		}
+	}
+	return fmt.Errorf("%w%s", err, m.vmm.LastWords())
+}
+
 // hello waits for the guest to come up and gives it the time and entropy.
 func (g *guest) hello(debug bool, timeout time.Duration) (release string, err error) {
 	entropy := make([]byte, 64)

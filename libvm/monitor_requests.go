@@ -64,7 +64,7 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 // down, leaves no process that nobody knows of.
 func (m *monitor) answerStart(conn *net.UnixConn, traced bool) error {
 	steps := recorder(traced)
-	err := m.start(steps)
+	err := m.explain(m.start(steps))
 	if errors.Is(err, ErrRunning) {
 		return controlReply{Error: toControlError(err)}.send(conn)
 	}
@@ -100,7 +100,7 @@ func (m *monitor) carryOut(req *controlRequest) (reply controlReply) {
 	default:
 		err = fmt.Errorf("unknown request %q", req.Op)
 	}
-	reply.Error = toControlError(err)
+	reply.Error = toControlError(m.explain(err))
 	return reply
 }
 
@@ -108,7 +108,7 @@ func (m *monitor) carryOut(req *controlRequest) (reply controlReply) {
 func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) error {
 	refuse := func(err error) error {
 		fdpass.CloseAll(files)
-		return controlReply{Error: toControlError(err)}.send(conn)
+		return controlReply{Error: toControlError(m.explain(err))}.send(conn)
 	}
 	if p == nil || p.Process == nil || len(files) != stdioCount(p.Process) {
 		return refuse(errors.New("exec: malformed request"))
@@ -152,7 +152,7 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 		end.Signal = int(unix.SIGKILL) // it died with the VM
 		if (errors.Is(err, ErrVMLost) || errors.Is(err, ErrProtocol)) && m.lostUnder() {
 			relay.endInput()
-			return err // the connection's end says so
+			return m.tellLoss(conn, err)
 		}
 	}
 	switch {
@@ -168,7 +168,18 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 	if !p.Detached {
 		relay.endInput()
 	}
-	return guestproto.WriteFrame(conn, end.ExitStatus)
+	return guestproto.WriteFrame(conn, execEnd{ExitStatus: end.ExitStatus})
+}
+
+// tellLoss tells the command of an exec that the VM has ended under its process. The
+// monitor waits for that before it ends itself.
+func (m *monitor) tellLoss(conn *net.UnixConn, err error) error {
+	if !m.answering.enter(nil) {
+		return err // the connection's end says as much
+	}
+	defer m.answering.leave()
+	err = m.explain(err)
+	return errors.Join(err, guestproto.WriteFrame(conn, execEnd{Error: toControlError(err)}))
 }
 
 // lostUnder says of a VM that has ended that neither the container's end was the reason

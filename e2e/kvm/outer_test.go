@@ -19,7 +19,7 @@ import (
 )
 
 // outerLimit is how long the outer VM may take from start to power off.
-const outerLimit = 4 * time.Minute
+const outerLimit = 5 * time.Minute
 
 // An outer is the emulated VM in which KVM works.
 type outer struct {

@@ -39,7 +39,7 @@ type Result struct {
 
 // StepLimit is how long a step may take before init kills its shell: longer than boxlite waits for a guest under KVM, whose
 // error then shows.
-const StepLimit = 60 * time.Second
+const StepLimit = 130 * time.Second
 
 // Stalled says that a step took longer than any that goes on, on a machine half as fast as the others too: there the longest
 // takes 16 s. A guest that boxlite gives up takes longer. The steps after it are not run.

@@ -42,7 +42,7 @@ type launch struct {
 // caller closes the VM. One that could not be started is closed, and returned for
 // what its processes said.
 func start(p *parts.Parts, cfg Config, files Files, from *template.Template, steps *trace.Recorder, log *slog.Logger) (*VM, error) {
-	l := &launch{parts: p, cfg: cfg, files: files, from: from, steps: steps, log: log, vm: &VM{log: log}}
+	l := &launch{parts: p, cfg: cfg, files: files, from: from, steps: steps, log: log, vm: &VM{log: log, accel: cfg.accel}}
 	err := l.run()
 	if err != nil {
 		l.abandon()
@@ -155,10 +155,11 @@ func (l *launch) greet() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	answered := l.steps.Begin("await QEMU's first word")
+	answered, began := l.steps.Begin("await QEMU's first word"), time.Now()
 	client, err := qmp.New(ctx, l.qmp)
 	l.qmp = nil // it is the client's, or closed
 	answered()
+	l.vm.cameUp = time.Since(began)
 	copyErr := <-copied // whatever has become of QEMU: the file is closed when the launch is
 	if err != nil {
 		return fmt.Errorf("QEMU did not come up: %w%s", err, l.vm.LastWords())

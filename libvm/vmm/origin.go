@@ -16,17 +16,6 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/template"
 )
 
-// BootTimeout bounds the wait for a guest to come up. Under TCG many VMs may be
-// booting on few processors. Under KVM, where it takes a fraction of a second,
-// a guest that is not there after some seconds never will be; a KVM that is
-// itself emulated needs 5 to 10 (e2e/kvm).
-func BootTimeout(a accel.Accel) time.Duration {
-	if a == accel.KVM {
-		return 20 * time.Second
-	}
-	return 120 * time.Second
-}
-
 // Starter starts the VM of a container, or the VM that becomes a template.
 type Starter struct {
 	Parts  *parts.Parts
@@ -191,7 +180,7 @@ func (s *Starter) bootAndSave(store *template.Store, id template.Identity, o Ori
 
 // awaitGuest is for a VM that nothing was said to yet.
 func (s *Starter) awaitGuest(v *VM) error {
-	timeout := BootTimeout(s.Config.accel)
+	timeout := v.BootTimeout()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	err := v.awaitGuest(ctx)

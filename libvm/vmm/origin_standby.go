@@ -59,7 +59,7 @@ func (s *Starter) take(dir *os.File, name string) (*VM, *Handover, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, keeper.Close()) // which ends QEMU
 	}
-	v := &VM{log: s.Log, Control: conns[0], console: readConsole(conns[2], s.Files.Console), qemu: adoptedQEMU(keeper, s.Log)}
+	v := &VM{log: s.Log, accel: s.Config.accel, Control: conns[0], console: readConsole(conns[2], s.Files.Console), qemu: adoptedQEMU(keeper, s.Log)}
 	if err := s.complete(v, conns[1], share); err != nil {
 		v.Close()
 		return nil, nil, err
@@ -145,7 +145,7 @@ func adoptedQEMU(keeper *net.UnixConn, log *slog.Logger) *process {
 		_ = guestproto.ReadFrame(keeper, maxVMEnd, &end) // QEMU ends with its keeper
 		_, _ = p.tail.Write([]byte(end.Stderr))
 		p.status = end.Status
-		log.Debug("process ended", "name", p.name, "status", p.status, "stderr", end.Stderr)
+		p.report(log)
 		close(p.done)
 		_ = keeper.Close()
 	}()

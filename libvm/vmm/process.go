@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -75,7 +76,7 @@ func startProcess(name, path string, args []string, confine func(*syscall.SysPro
 				f()
 			case err := <-ended:
 				p.status = errText(err)
-				log.Debug("process ended", "name", name, "pid", p.pid, "status", p.status, "stderr", p.tail.String())
+				p.report(log)
 				return
 			}
 		}
@@ -90,6 +91,17 @@ func startProcess(name, path string, args []string, confine func(*syscall.SysPro
 func (p *process) kill() {
 	p.killed.Store(true)
 	p.end()
+}
+
+// report logs how the process has ended, once done is about to be closed. An end that
+// nobody here asked for is an error, unless it says that all was well: QEMU's when
+// the guest powers off, virtiofsd's when QEMU has gone.
+func (p *process) report(log *slog.Logger) {
+	level := slog.LevelError
+	if p.killed.Load() || p.status == "exit status 0" {
+		level = slog.LevelDebug
+	}
+	log.Log(context.Background(), level, p.name+" has ended", "pid", p.pid, "status", p.status, "stderr", guesttext.Harmless(p.tail.String()))
 }
 
 // onThread runs f on the thread that the process was forked from.

@@ -18,7 +18,9 @@ import (
 	"net"
 	"os"
 	"slices"
+	"time"
 
+	"github.com/boxlite-oci/boxlite/libvm/accel"
 	"github.com/boxlite-oci/boxlite/libvm/qmp"
 )
 
@@ -42,6 +44,8 @@ type VM struct {
 	virtiofsd *process
 	qemu      *process
 
+	accel    accel.Accel
+	cameUp   time.Duration // what QEMU took from its start to its first word
 	spare    spareEnds
 	grownMiB int // memory that GrowMemory has plugged in
 }
@@ -69,6 +73,27 @@ func (s *spareEnds) close() {
 	if s.virtiofsd != nil {
 		_ = s.virtiofsd.Close()
 	}
+}
+
+// The least and the most that BootTimeout is.
+const (
+	minBootTimeout = 20 * time.Second
+	maxBootTimeout = 120 * time.Second
+)
+
+// bootsPerStart is how many times QEMU's own start a guest under KVM may take. A guest
+// takes three times that, on a processor as under a KVM that is itself emulated: 0.05 s
+// and 0.15 s, or 3 s and 5 to 10 s (e2e/kvm).
+const bootsPerStart = 40
+
+// BootTimeout bounds the wait for the VM's guest to come up. Under TCG many VMs may be
+// booting on few processors. Under KVM the bound follows what the machine can do, by
+// the time that QEMU took to start: a guest that takes much longer never comes.
+func (v *VM) BootTimeout() time.Duration {
+	if v.accel != accel.KVM {
+		return maxBootTimeout
+	}
+	return min(max(bootsPerStart*v.cameUp, minBootTimeout), maxBootTimeout)
 }
 
 // Lost is closed when QEMU or virtiofsd has ended.
