@@ -36,6 +36,7 @@ func TestUserNamespace(t *testing.T) {
 		c.start()
 		h.expect(c.out, "0:0\n")
 		h.want("exec", h.must("exec", b.id, "sh", "-c", "cat /made; id -g"), "data\n0\n")
+		h.want("root in another's directory", h.must("exec", b.id, "sh", "-c", "mkdir -m 755 /d && chown 5:6 /d && echo text >/d/f && stat -c %u:%g /d/f"), "0:0\n")
 		var st unix.Stat_t
 		h.noErr(unix.Stat(b.rootfs("made"), &st))
 		h.want("owner on the host", fmt.Sprintf("%d:%d", st.Uid, st.Gid), "100000:200000")

@@ -49,6 +49,40 @@ func TestVolumeBothWays(t *testing.T) {
 	})
 }
 
+// Who may create files decides as on a local file system: by supplementary groups, and by capabilities over the files of a
+// user namespace, too.
+func TestCreateInVolume(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		for name, d := range map[string]struct {
+			uid, gid int
+			mode     uint32
+		}{
+			"group": {0, 1001, 0o2775}, "own": {1002, 1003, 0o700}, "root": {0, 0, 0o755}, "other": {5, 6, 0o2777}, "user": {1500, 1500, 0o755},
+		} {
+			path := filepath.Join(dir, name)
+			e.noErr(os.Mkdir(path, 0o755))
+			e.noErr(os.Chown(path, d.uid, d.gid))
+			e.noErr(syscall.Chmod(path, d.mode))
+		}
+		const create = `cd /v; umask 022
+for d in group own root other; do
+	echo "$d=$(touch $d/f && mkdir $d/d && mkfifo $d/p && ln -s f $d/l && echo made)"
+	echo "$d-set-gid=$(touch $d/s && chmod 2775 $d/s && stat -c %a $d/s)"
+	echo "$d-owners=$(stat -c '%u:%g %a' $d/f $d/d $d/p 2>/dev/null | tr '\n' ' ')"
+done 2>/dev/null`
+		e.wantReport(e.report("--user", "1002:1003", "--group-add", "1001", "-v", dir+":/v", "busybox", "sh", "-c", create), map[string]string{
+			"group": "made", "group-set-gid": "2775", "group-owners": "1002:1001 644 1002:1001 2755 1002:1001 644 ",
+			"own": "made", "own-set-gid": "2775", "own-owners": "1002:1003 644 1002:1003 755 1002:1003 644 ",
+			"root": "", "root-set-gid": "", "root-owners": "",
+			"other": "made", "other-set-gid": "775", "other-owners": "1002:6 644 1002:6 2755 1002:6 644 ", // of a group that it is not in
+		})
+		const inNamespace = `cd /v/user && mkdir -m 555 d && mkdir d/e && touch d/f && echo text >d/f && rm -r d/e && stat -c '%u:%g %a' d d/f && ! touch /v/root/f 2>/dev/null`
+		e.want("root of a user namespace", e.runOK("--user", "1500:1500", "--security-opt", "seccomp=unconfined", "-v", dir+":/v", "busybox",
+			"unshare", "-U", "-r", "sh", "-c", inNamespace), "0:0 555\n0:0 644")
+	})
+}
+
 // A volume behaves as a local file system does, and so does the container's root.
 func TestVolumeIsAFileSystem(t *testing.T) {
 	eachRuntime(t, func(e *env) {

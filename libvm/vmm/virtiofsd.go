@@ -52,8 +52,30 @@ func startVirtiofsd(program parts.Virtiofsd, files Files, log *slog.Logger, list
 		// Its root is the share as soon as it has it, and until then what the
 		// monitor's is now.
 		attr.Cloneflags = unix.CLONE_NEWNS
+		if err := keepCapabilities(); err != nil { // files that nobody but the guest's root may create are refused
+			log.Debug("virtiofsd loses its capabilities with its user", "error", err)
+		}
 		return noNewPrivileges()
 	}, log, listener)
+}
+
+// noSetuidFixup is SECBIT_NO_SETUID_FIXUP (linux/securebits.h).
+const noSetuidFixup = 1 << 2
+
+// keepCapabilities has the capabilities of the calling thread, and of what it executes,
+// stay when its user changes (capabilities(7), securebits).
+//
+// virtiofsd becomes whoever creates a file in the guest, so that the file is theirs. It
+// knows neither their supplementary groups nor their capabilities. Without its own it
+// would refuse what these allow, though the guest's kernel has decided already
+// (default_permissions). It gives nothing away to a guest that lies: such a guest says
+// that its root creates the file.
+func keepCapabilities() error {
+	bits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_SECUREBITS, uintptr(bits|noSetuidFixup), 0, 0, 0)
 }
 
 // virtiofsdArgs is the command line of either virtiofsd. Both give up all
