@@ -43,7 +43,8 @@ func (m *monitor) watchFiles(p *vmm.FileServer) {
 	if err != nil {
 		return // it has ended
 	}
-	for worked := ""; ; {
+	worked, above := "", limit/2
+	for {
 		table, err := p.TableSize()
 		now := worked
 		if err == nil && table > limit/2 { // below, it never had more files open
@@ -57,7 +58,7 @@ func (m *monitor) watchFiles(p *vmm.FileServer) {
 		switch {
 		case now != worked:
 			worked = now
-			wait = m.forgetFiles(limit)
+			wait, above = m.forgetFiles(above, limit)
 		case table > limit/2: // nothing has happened since
 			wait = max(wait, lookAgain)
 		}
@@ -69,18 +70,41 @@ func (m *monitor) watchFiles(p *vmm.FileServer) {
 	}
 }
 
-// forgetFiles has the guest forget files if it knows more than half of what
-// virtiofsd can have open, and returns when to look again. The guest's number
-// may be anything: a wrong one costs its own container files.
-func (m *monitor) forgetFiles(limit int) time.Duration {
+// forgetFiles has the guest forget files if it knows more than above, of the limit
+// that virtiofsd can have open. It returns when to look again, and how many the guest
+// may know then. The guest's number may be anything: a wrong one costs its own
+// container files.
+func (m *monitor) forgetFiles(above, limit int) (wait time.Duration, next int) {
 	var r guestproto.ForgetReply
-	err := m.ask(guestproto.OpForget, guestproto.ForgetRequest{Above: limit / 2}, &r)
-	if r.Before > limit/2 || err != nil {
-		m.log.Debug("had the guest forget files", "before", r.Before, "after", r.After, "limit", limit, "error", err)
+	err := m.ask(guestproto.OpForget, guestproto.ForgetRequest{Above: above}, &r)
+	if r.Before > above || err != nil {
+		m.log.Debug("had the guest forget files", "before", r.Before, "after", r.After, "above", above, "limit", limit, "error", err)
 	}
-	wait := untilNextLook(min(max(r.After, 0), limit), limit)
-	if err != nil || r.After > limit/2 {
+	if err != nil {
+		return lookAgain, above
+	}
+	known := min(max(r.After, 0), mostFiles)
+	wait = untilNextLook(min(known, limit), limit)
+	if known > limit/2 {
 		wait = max(wait, lookAgain)
 	}
-	return wait
+	next = allowance(known, limit)
+	if r.Before <= above { // it has not forgotten any
+		next = min(next, above)
+	}
+	return wait, next
+}
+
+// mostFiles is more than a guest knows.
+const mostFiles = 1 << 30
+
+// allowance is how many files a guest may know that has forgotten all but so many,
+// until it has to forget again: it loses its cached content each time. That is half of
+// the room that is left. Beyond the limit, where files of other file systems must be
+// among them, it is half of the limit more.
+func allowance(kept, limit int) int {
+	if kept >= limit {
+		return kept + limit/2
+	}
+	return kept + (limit-kept)/2
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -226,4 +227,24 @@ func many(args []string) error {
 	}
 	fmt.Println("many ok")
 	return nil
+}
+
+// watched DIR N watches N files that many has made, says so and waits for the end of stdin.
+func watched(args []string) error {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	for i := range n {
+		if _, err := unix.InotifyAddWatch(fd, fmt.Sprintf("%s/%d", args[0], i), unix.IN_MODIFY); err != nil {
+			return err
+		}
+	}
+	fmt.Println("watched ok")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
 }
