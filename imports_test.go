@@ -36,7 +36,7 @@ func TestImports(t *testing.T) {
 	for _, leaf := range []string{"fault", "fdpass", "guesttext", "turn", "self", "qmp", "template", "controlport", "lockdown"} {
 		forbid(t, module+"/libvm/"+leaf, map[string]string{module + "/libvm/plan": below, module + "/libvm/vmm": below, module + "/libvm/rootfs": below})
 	}
-	for _, room := range []string{"plan", "vmm", "rootfs", "hostcgroup", "hostnet", "template", "parts", "fault", "fdpass", "guesttext", "turn", "self"} {
+	for _, room := range []string{"plan", "vmm", "rootfs", "hostcgroup", "hostnet", "latemounts", "template", "parts", "fault", "fdpass", "guesttext", "turn", "self"} {
 		forbidExactly(t, module+"/libvm/"+room, module+"/libvm", "no name points back to Container and the monitor")
 	}
 	forbid(t, module+"/engineconfig", map[string]string{

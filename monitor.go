@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm/latemounts"
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
@@ -36,6 +37,12 @@ var standbyKeeperCommand = &cli.Command{
 	Name:   "standby-keeper",
 	Hidden: true,
 	Action: func(c *cli.Context) error { return beLongLived(c, vmm.RunKeeper, givenLog) },
+}
+
+var lateMountsCommand = &cli.Command{
+	Name:   latemounts.Command,
+	Hidden: true,
+	Action: func(c *cli.Context) error { return beLongLived(c, latemounts.Run, givenLog) },
 }
 
 func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int, log func(*cli.Context) (*slog.Logger, error)) error {

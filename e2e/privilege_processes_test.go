@@ -37,6 +37,7 @@ var processPowers = []powers{
 	{"keeper", "root", "all", "no", "no", "the host's", "none"},
 	{"monitor", "root", "KILL (NET_ADMIN)", "yes", "yes", "the rootfs", "none"},
 	{"detached exec", "root", "none", "yes", "yes", "the rootfs", "none"},
+	{"mirror of mounts", "root", "DAC_READ_SEARCH SYS_ADMIN", "yes", "yes", "the binds", "of the share"},
 }
 
 const (
@@ -46,6 +47,7 @@ const (
 	rowKeeper
 	rowMonitor
 	rowExec
+	rowMirror
 )
 
 const filePowers = "CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP"
@@ -53,7 +55,7 @@ const filePowers = "CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP"
 // capabilityBits are those that a row may name.
 var capabilityBits = map[string]int{
 	"CHOWN": unix.CAP_CHOWN, "DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "FOWNER": unix.CAP_FOWNER, "FSETID": unix.CAP_FSETID, "SETGID": unix.CAP_SETGID,
-	"SETUID": unix.CAP_SETUID, "SETFCAP": unix.CAP_SETFCAP, "MKNOD": unix.CAP_MKNOD, "KILL": unix.CAP_KILL, "NET_ADMIN": unix.CAP_NET_ADMIN,
+	"SETUID": unix.CAP_SETUID, "DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH, "SYS_ADMIN": unix.CAP_SYS_ADMIN, "SETFCAP": unix.CAP_SETFCAP, "MKNOD": unix.CAP_MKNOD, "KILL": unix.CAP_KILL, "NET_ADMIN": unix.CAP_NET_ADMIN,
 }
 
 func TestProcessPowersInTheDocuments(t *testing.T) {
@@ -92,7 +94,7 @@ func (e *env) wantPowers(pid int, who ids, want powers) {
 	got := powers{process: want.process}
 	status := e.processStatus(pid)
 	got.user = who.describe(status)
-	got.capabilities = e.describeCapabilities(status, want.process != processPowers[rowMonitor].process && want.process != processPowers[rowExec].process)
+	got.capabilities = e.describeCapabilities(status, !slices.Contains([]string{processPowers[rowMonitor].process, processPowers[rowExec].process, processPowers[rowMirror].process}, want.process))
 	got.noNewPrivs = map[string]string{"0": "no", "1": "yes"}[status["NoNewPrivs"]]
 	got.seccomp = map[string]string{"0": "no", "2": "yes"}[status["Seccomp"]]
 	got.root = e.describeRoot(pid)
@@ -144,7 +146,7 @@ func (e *env) describeCapabilities(status map[string]string, executes bool) stri
 	bits, err := strconv.ParseUint(effective, 16, 64)
 	e.noErr(err)
 	var names []string
-	for _, name := range append(strings.Fields(filePowers), "MKNOD", "KILL", "NET_ADMIN") {
+	for _, name := range append(strings.Fields(filePowers), "MKNOD", "KILL", "NET_ADMIN", "DAC_READ_SEARCH", "SYS_ADMIN") {
 		if bit := uint64(1) << capabilityBits[name]; bits&bit != 0 {
 			names = append(names, name)
 			bits &^= bit
@@ -180,6 +182,8 @@ func (e *env) describeRoot(pid int) string {
 		return "empty"
 	case "rootfs", "mounts rootfs":
 		return "the share"
+	case "0-0 0-1":
+		return "the binds"
 	}
 	if slices.Contains(names, "bin") && slices.Contains(names, "proc") {
 		return "the rootfs"

@@ -52,6 +52,7 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 		guestproto.OpStats:   handle(s.stats),
 		guestproto.OpOOM:     handle(s.awaitOOM),
 		guestproto.OpForget:  handle(s.forget),
+		guestproto.OpLook:    handle(s.look),
 		guestproto.OpFlush:   handle(s.flush),
 	}
 	primeJSON(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.ClockReply{}, guestproto.WaitReply{})

@@ -20,6 +20,7 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/controlport"
 	"github.com/boxlite-oci/boxlite/libvm/fault"
 	"github.com/boxlite-oci/boxlite/libvm/fdpass"
+	"github.com/boxlite-oci/boxlite/libvm/latemounts"
 	"github.com/boxlite-oci/boxlite/libvm/lockdown"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
 	"github.com/boxlite-oci/boxlite/libvm/rootfs"
@@ -78,7 +79,26 @@ func (c *creation) buildShare() error {
 		label = ""
 	}
 	defer c.steps.Begin("bind the share together")()
-	return rootfs.MountShare(c.share, c.cfg.Plan.Binds, label)
+	following, err := rootfs.MountShare(c.share, c.cfg.Plan.Binds, label)
+	if err != nil || len(following) == 0 {
+		rootfs.CloseFollowing(following)
+		return err
+	}
+	return latemounts.Start(following, c.letGoOfMounts, c.log)
+}
+
+// namesTimeout is how long the guest keeps a name of the share before it asks again, see
+// vmm's virtiofsd, and some more.
+const namesTimeout = 1200 * time.Millisecond
+
+// letGoOfMounts has the guest find out that mounts of the share have gone. Otherwise
+// the host's devices below them stay in use until the container looks there.
+func (m *monitor) letGoOfMounts(paths []string) {
+	time.AfterFunc(namesTimeout, func() {
+		if err := m.ask(guestproto.OpLook, guestproto.LookRequest{Paths: paths}, nil); err != nil { // it has ended, or is paused: then the container finds out
+			m.log.Debug("have the guest look for mounts that have gone", "error", err)
+		}
+	})
 }
 
 // openFiles opens what the monitor needs of the host later on, and what its VM does.

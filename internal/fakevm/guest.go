@@ -197,7 +197,7 @@ func (g *guest) handle(req guestproto.Request) (any, error) {
 		return guestproto.ClockReply{UnixNano: time.Now().UnixNano()}, nil
 	case guestproto.OpForget:
 		return guestproto.ForgetReply{Before: 10, After: 1}, nil
-	case guestproto.OpResize, guestproto.OpNetwork, guestproto.OpFlush, guestproto.OpDNS:
+	case guestproto.OpResize, guestproto.OpNetwork, guestproto.OpLook, guestproto.OpFlush, guestproto.OpDNS:
 		return nil, nil
 	}
 	return nil, guestproto.Errorf(guestproto.CodeBadRequest, "unknown request %q", req.Op)

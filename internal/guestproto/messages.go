@@ -11,7 +11,7 @@ import (
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 6
+const Version = 7
 
 const (
 	// ControlPort is the name of the virtio-serial port
@@ -69,6 +69,7 @@ const (
 	OpStats   Op = "stats"   // -, StatsReply
 	OpOOM     Op = "oom"     // OOMRequest, OOMReply
 	OpForget  Op = "forget"  // ForgetRequest, ForgetReply
+	OpLook    Op = "look"    // LookRequest, -
 	OpFlush   Op = "flush"   // -, -
 	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
 )
@@ -126,6 +127,13 @@ type ClockReply struct {
 // case they are needed again, if it knows more than Above files.
 type ForgetRequest struct {
 	Above int `json:"above"`
+}
+
+// LookRequest has the guest look names up whose meaning has changed on the host, and so
+// let go of what they meant before. The guest has to have last looked longer ago than it
+// keeps a name (a second).
+type LookRequest struct {
+	Paths []string `json:"paths"` // below ShareDir
 }
 
 // ForgetReply says how many files the guest's kernel knew before, and knows now.

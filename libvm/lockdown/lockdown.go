@@ -37,7 +37,16 @@ func Enter(capabilities ...int) error {
 	if err := keep(capabilities); err != nil {
 		return err
 	}
-	return filter()
+	return filter(compiled)
+}
+
+// EnterMounting is Enter for a process that mounts what it has open in a root that holds
+// nothing else. Landlock would forbid it to mount.
+func EnterMounting() error {
+	if err := keep([]int{unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH}); err != nil {
+		return err
+	}
+	return filter(compiledMounting)
 }
 
 // readFile is LANDLOCK_ACCESS_FS_READ_FILE.
@@ -75,7 +84,7 @@ func onAllThreads(trap, a1, a2 uintptr) error {
 }
 
 // filter forbids all system calls but those allowed.
-func filter() error {
+func filter(compiled func() ([]unix.SockFilter, error)) error {
 	program, err := compiled()
 	if err != nil {
 		return err
@@ -96,14 +105,21 @@ func filter() error {
 	return nil
 }
 
-// compiled is the filter's program.
-var compiled = sync.OnceValues(func() ([]unix.SockFilter, error) {
-	f, err := seccomp.Compile(policy())
-	if err != nil {
-		return nil, fmt.Errorf("seccomp: %w", err)
-	}
-	if f == nil {
-		return nil, errors.New("seccomp: the filter allows everything")
-	}
-	return f.Program, nil
-})
+// The programs of the filters.
+var (
+	compiled         = compile()
+	compiledMounting = compile(mountCalls...)
+)
+
+func compile(more ...string) func() ([]unix.SockFilter, error) {
+	return sync.OnceValues(func() ([]unix.SockFilter, error) {
+		f, err := seccomp.Compile(policy(more...))
+		if err != nil {
+			return nil, fmt.Errorf("seccomp: %w", err)
+		}
+		if f == nil {
+			return nil, errors.New("seccomp: the filter allows everything")
+		}
+		return f.Program, nil
+	})
+}

@@ -1,6 +1,8 @@
 package lockdown
 
 import (
+	"slices"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -32,14 +34,17 @@ var allowed = []string{
 	"sendmmsg", "sendmsg", "sendto", "setsockopt", "shutdown",
 }
 
+// mountCalls are those of a process that mounts what it has open.
+var mountCalls = []string{"chdir", "fchdir", "mount_setattr", "move_mount", "open_tree", "statx", "umount2"}
+
 // namespaceFlags are the flags of clone(2) that make a namespace.
 const namespaceFlags = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
 	unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWTIME
 
-// policy is the filter in the words of config.json.
-func policy() *specs.LinuxSeccomp {
+// policy is the filter in the words of config.json, with more calls allowed.
+func policy(more ...string) *specs.LinuxSeccomp {
 	calls := []specs.LinuxSyscall{
-		{Names: allowed, Action: specs.ActAllow},
+		{Names: slices.Concat(allowed, more), Action: specs.ActAllow},
 		{Names: []string{"clone"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{
 			{Index: 0, Value: namespaceFlags, ValueTwo: 0, Op: specs.OpMaskedEqual},
 		}},

@@ -149,8 +149,32 @@ func (p *Plan) bind(m *specs.Mount, src Source) error {
 		Submounts: src.Submounts,
 	}
 	b.ReadOnly, b.ReadOnlyBelow = readOnly(m.Options)
+	follows, err := p.follows(m.Options)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	b.Follows = follows && !b.File
 	p.share(m, b)
 	return nil
+}
+
+// follows says whether the host's later mounts reach a bind with such options. Without
+// a word of its own a bind has the propagation of the root, which is slave if
+// linux.rootfsPropagation does not say otherwise, as in runc.
+func (p *Plan) follows(options []string) (bool, error) {
+	propagation := "rslave"
+	if l := p.Guest.Linux; l != nil && l.RootfsPropagation != "" {
+		propagation = l.RootfsPropagation
+	}
+	for _, o := range options {
+		switch o {
+		case "private", "rprivate", "unbindable", "runbindable", "slave", "rslave":
+			propagation = o
+		case "shared", "rshared":
+			return false, fmt.Errorf("propagation %s: what is mounted in a VM cannot show on the host: use rslave", o)
+		}
+	}
+	return !slices.Contains([]string{"private", "rprivate", "unbindable", "runbindable"}, propagation), nil
 }
 
 // relativeLayer matches an option of an overlay with a path that is relative.

@@ -74,6 +74,9 @@ type Bind struct {
 	// Submounts are paths below Source of mounts that have attributes of their own in
 	// the guest.
 	Submounts []string `json:",omitempty"`
+	// Follows has mounts that the host makes below Source later show, and go when they
+	// go there.
+	Follows bool `json:",omitempty"`
 	// File says that Source is not a directory.
 	File bool
 }

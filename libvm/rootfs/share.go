@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 
@@ -26,25 +29,52 @@ func Detach() error {
 // monitor's own mount namespace: a tmpfs with one mount for each of binds.
 // What is read-only to the container is read-only here already, so that a guest
 // that breaks its own kernel still cannot write it.
-func MountShare(dir string, binds []plan.Bind, mountLabel string) error {
+//
+// It returns the binds that follow the host: where the host may mount something
+// later. The caller closes their files, also with an error.
+func MountShare(dir string, binds []plan.Bind, mountLabel string) (following []Following, err error) {
 	options := label.FormatMountLabel("mode=0755,size=1m", mountLabel)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
-		return fmt.Errorf("mount the share: %w", err)
+		return nil, fmt.Errorf("mount the share: %w", err)
 	}
 	for _, b := range binds {
-		if err := bindInto(filepath.Join(dir, b.Name), b, mountLabel); err != nil {
-			return fmt.Errorf("share %s: %w", b.Source, err)
+		f, err := bindInto(filepath.Join(dir, b.Name), b, mountLabel)
+		if f != nil {
+			following = append(following, *f)
+		}
+		if err != nil {
+			return following, fmt.Errorf("share %s: %w", b.Source, err)
 		}
 	}
-	return nil
+	return following, nil
 }
 
-func bindInto(target string, b plan.Bind, mountLabel string) error {
+// Following is a bind that follows the host, as two detached mounts (open_tree(2)).
+type Following struct {
+	plan.Bind
+	// Source is a copy that the kernel propagates the host's mounts to.
+	Source *os.File
+	// Share is a peer of what virtiofsd serves: what is mounted on one is on both.
+	Share *os.File
+}
+
+// CloseFollowing closes their files.
+func CloseFollowing(following []Following) {
+	for _, f := range following {
+		for _, mount := range []*os.File{f.Source, f.Share} {
+			if mount != nil {
+				_ = mount.Close() // nothing was written
+			}
+		}
+	}
+}
+
+func bindInto(target string, b plan.Bind, mountLabel string) (*Following, error) {
 	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-		return err
+		return nil, err
 	}
 	if err := MakeMountPoint(target, b.File); err != nil {
-		return err
+		return nil, err
 	}
 	var err error
 	if b.Overlay != "" {
@@ -57,22 +87,78 @@ func bindInto(target string, b plan.Bind, mountLabel string) error {
 		err = unix.Mount(b.Source, target, "", flags, "")
 	}
 	if err != nil {
-		return err
+		return nil, err
+	}
+	var f *Following
+	if b.Follows {
+		if f, err = follow(target, b); err != nil {
+			return f, err
+		}
 	}
 	// Devices are the guest's own business: a node in a shared directory shall
 	// open the guest's device there and can open none here.
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_SLAVE}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
 	if b.ReadOnlyBelow || b.ReadOnly && !b.Recursive {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
-	setFlags := uint(0)
-	if b.Recursive {
-		setFlags = unix.AT_RECURSIVE
-	}
-	err = unix.MountSetattr(unix.AT_FDCWD, target, setFlags, &attr)
+	err = unix.MountSetattr(unix.AT_FDCWD, target, unix.AT_RECURSIVE, &attr)
 	if err == nil && b.ReadOnly && attr.Attr_set&unix.MOUNT_ATTR_RDONLY == 0 {
 		top := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 		err = unix.MountSetattr(unix.AT_FDCWD, target, 0, &top)
+	}
+	if err != nil {
+		return f, fmt.Errorf("mount_setattr: %w", err)
+	}
+	if f != nil {
+		f.Share, err = makePeer(target)
+	}
+	return f, err
+}
+
+// follow copies a bind that the kernel still propagates the host's mounts to. It
+// returns nil if nothing is propagated there: no mount in it is another's slave.
+func follow(target string, b plan.Bind) (*Following, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(target))
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return strings.Contains(m.Optional, "master:") }) {
+		return nil, nil
+	}
+	source, err := openTree(target)
+	if err != nil {
+		return nil, err
+	}
+	return &Following{Bind: b, Source: source}, nil
+}
+
+// makePeer has what is mounted on what target has, and its copy, be on both.
+func makePeer(target string) (*os.File, error) {
+	attr := unix.MountAttr{Propagation: unix.MS_SHARED}
+	if err := unix.MountSetattr(unix.AT_FDCWD, target, unix.AT_RECURSIVE, &attr); err != nil {
+		return nil, fmt.Errorf("mount_setattr: %w", err)
+	}
+	return openTree(target)
+}
+
+func openTree(path string) (*os.File, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// ShareMount gives a detached mount the attributes of one of the share's, and peers of
+// its own.
+func ShareMount(fd int, readOnly bool) error {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	if readOnly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
+	if err == nil {
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_SHARED})
 	}
 	if err != nil {
 		return fmt.Errorf("mount_setattr: %w", err)
