@@ -103,7 +103,7 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
 			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand, logsCommand,
 			templateCommand, standbyCommand, specCommand, featuresCommand, checkCommand, installCommand, uninstallCommand, completionCommand,
-			completeCommand, manCommand, monitorCommand, execProcessCommand, standbyKeeperCommand, lateMountsCommand,
+			completeCommand, manCommand, monitorCommand, execProcessCommand, standbyKeeperCommand, lateMountsCommand, socketDialerCommand,
 		},
 		DisableSliceFlagSeparator: true,
 		ExitErrHandler:            func(*cli.Context, error) {}, // run reports
@@ -141,6 +141,7 @@ var globalFlags = []cli.Flag{
 	&cli.IntFlag{Name: "vcpus", Usage: "`number` of the VM's processors (default: the CPU limit, or the host's number)"},
 	&cli.IntFlag{Name: "vm-memory", Usage: "`MiB` of the VM (default: the memory limit with room for the guest's kernel, or 1024)"},
 	&cli.StringFlag{Name: "scratch", Usage: "disk of its own for each container, as `PATH=SIZE` (/var/lib/docker=20G), removed with it (default: none)"},
+	&cli.StringFlag{Name: "host-sockets", Value: "on", Usage: "`on|off`: on lets a container connect to the host's unix sockets that it has as bind mounts"},
 	&cli.StringFlag{Name: "template", Value: "auto", EnvVars: []string{"BOXLITE_TEMPLATE"}, Usage: "`auto|off`: auto starts from a saved VM, and saves one where there is none; off boots every VM"},
 	&cli.StringFlag{Name: "template-dir", EnvVars: []string{"BOXLITE_TEMPLATE_DIR"}, Usage: "`directory` for saved VMs (default: /run/boxlite-templates, or $XDG_RUNTIME_DIR/boxlite-templates for other users than root)"},
 	&cli.StringFlag{Name: "qemu", Usage: "`path` of qemu-system-x86_64"},

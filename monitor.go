@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/libvm"
+	"github.com/boxlite-oci/boxlite/libvm/hostsocket"
 	"github.com/boxlite-oci/boxlite/libvm/latemounts"
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
@@ -43,6 +44,12 @@ var lateMountsCommand = &cli.Command{
 	Name:   latemounts.Command,
 	Hidden: true,
 	Action: func(c *cli.Context) error { return beLongLived(c, latemounts.Run, givenLog) },
+}
+
+var socketDialerCommand = &cli.Command{
+	Name:   hostsocket.Command,
+	Hidden: true,
+	Action: func(c *cli.Context) error { return beLongLived(c, hostsocket.RunDialer, givenLog) },
 }
 
 func beLongLived(c *cli.Context, life func(*net.UnixConn, *slog.Logger) int, log func(*cli.Context) (*slog.Logger, error)) error {

@@ -72,6 +72,10 @@ func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 	if cgroups != "" && cgroups != "cgroupfs" && cgroups != "systemd" && cgroups != "disabled" {
 		return nil, fmt.Errorf("--cgroup-manager %q: cgroupfs, systemd or disabled", cgroups)
 	}
+	sockets := c.String("host-sockets")
+	if sockets != "on" && sockets != "off" {
+		return nil, fmt.Errorf("--host-sockets %q: on or off", sockets)
+	}
 	logs := c.App.Metadata["logs"].(*logOutput)
 	return &libvm.Runtime{
 		Root:          root,
@@ -79,13 +83,16 @@ func newRuntime(c *cli.Context) (*libvm.Runtime, error) {
 		NoCgroup:      cgroups == "disabled",
 		Parts:         partOptions(c),
 		Accel:         c.String("accel"),
-		Overrides:     plan.Overrides{Kernel: c.String("kernel"), MemoryMiB: c.Int("vm-memory"), VCPUs: c.Int("vcpus"), Scratch: c.String("scratch")},
-		TemplateDir:   templates,
-		TurnFile:      filepath.Join(runDir(), "boxlite-turns"),
-		Debug:         c.Bool("debug"),
-		SelfArgs:      selfArgs(c, root),
-		Trace:         traceOf(c).recorder,
-		Log:           logs.logger,
+		Overrides: plan.Overrides{
+			Kernel: c.String("kernel"), MemoryMiB: c.Int("vm-memory"), VCPUs: c.Int("vcpus"), Scratch: c.String("scratch"),
+			NoHostSockets: sockets == "off",
+		},
+		TemplateDir: templates,
+		TurnFile:    filepath.Join(runDir(), "boxlite-turns"),
+		Debug:       c.Bool("debug"),
+		SelfArgs:    selfArgs(c, root),
+		Trace:       traceOf(c).recorder,
+		Log:         logs.logger,
 	}, nil
 }
 

@@ -23,6 +23,7 @@ type container struct {
 	filter *guestproto.SeccompFilter // nil for none
 	// submounts are those of CreateRequest.
 	submounts map[string][]string
+	sockets   []hostSocket // of CreateRequest
 	cgroup    *cgroup
 	devices   *deviceFilter // nil for none
 	oom       *oomWatch     // nil where the kernel has no memory limits
@@ -59,6 +60,10 @@ func createContainer(children *reaper, ground *groundwork, req *guestproto.Creat
 		return nil, err
 	}
 	if err := c.step("mount the share", mountShare); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.sockets, err = openSockets(req.Sockets); err != nil {
 		return nil, err
 	}
 	takeOver(req.KernelParameters)

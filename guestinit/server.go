@@ -147,12 +147,18 @@ func (s *server) answer(stream *yamux.Stream) {
 	debugf("request %s", req.Op)
 	switch req.Op {
 	case guestproto.OpStdio:
-		s.answerStdio(stream, req.Body)
+		answerRaw(stream, req.Body, s.attachStdio)
 		return
 	case guestproto.OpDNS:
 		if reply(stream, nil, nil) == nil {
 			s.dns.attach(stream)
 		}
+		return
+	case guestproto.OpAccept:
+		answerRaw(stream, req.Body, s.acceptClient)
+		return
+	case guestproto.OpDatagrams:
+		answerRaw(stream, req.Body, s.carryDatagrams)
 		return
 	}
 	defer stream.Close()
@@ -316,18 +322,20 @@ func (s *server) applyNetwork(n *guestproto.Network) error {
 	return nil
 }
 
-func (s *server) answerStdio(stream *yamux.Stream, body json.RawMessage) {
-	if err := s.attachStdio(stream, body); err != nil {
+// answerRaw answers a request whose stream goes on after the reply. What serves it
+// replies, unless it returns an error.
+func answerRaw[T any](stream *yamux.Stream, body json.RawMessage, serve func(*T, *yamux.Stream) error) {
+	req, err := decode[T](body)
+	if err == nil {
+		err = serve(req, stream)
+	}
+	if err != nil {
 		_ = reply(stream, nil, err)
 		_ = stream.Close()
 	}
 }
 
-func (s *server) attachStdio(stream *yamux.Stream, body json.RawMessage) error {
-	req, err := decode[guestproto.StdioRequest](body)
-	if err != nil {
-		return err
-	}
+func (s *server) attachStdio(req *guestproto.StdioRequest, stream *yamux.Stream) error {
 	_, p, err := s.process(req.Process)
 	if err != nil {
 		return err

@@ -95,6 +95,8 @@ type monitor struct {
 	origin vmm.Origin
 	guest  *guest
 	net    *network
+	// sockets are the host's that the container may connect to; nil for none.
+	sockets *hostSockets
 
 	stdio Stdio
 	relay *relay
@@ -216,6 +218,9 @@ func (m *monitor) stop() {
 	}
 	if m.net != nil {
 		m.net.detach()
+	}
+	if m.sockets != nil {
+		m.sockets.dialer.Close()
 	}
 }
 

@@ -44,7 +44,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	m.steps, m.log = recorder(m.cfg.Trace), m.log.With("id", m.cfg.ID)
 	c := &creation{monitor: m, sync: sync, share: filepath.Join(m.cfg.StateDir, shareDir)}
 	for _, step := range []func() error{
-		c.prepareProcess, c.listen, c.buildShare, c.openFiles,
+		c.prepareProcess, c.listen, c.startDialer, c.buildShare, c.openFiles,
 		c.startVM, c.reportAdoption, c.dialGuest, c.openStdio, c.countFiles,
 		c.enter, c.bootGuest, c.giveUpPower,
 	} {
@@ -54,6 +54,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	}
 	go m.serve(c.listener)
 	go m.watchOOM()
+	m.serveSockets()
 	return nil
 }
 
@@ -191,6 +192,9 @@ func (c *creation) enter() error {
 	if err != nil {
 		return err
 	}
+	if err := c.openSockets(); err != nil {
+		return err
+	}
 	var ev monitorEvent
 	if err := guestproto.ReadFrame(c.sync, guestproto.MaxReply, &ev); err != nil || ev.Event != eventHooksDone {
 		return errors.Join(errors.New("create went away"), err)
@@ -306,7 +310,7 @@ func (m *monitor) buildContainer() error {
 	m.net.parameters(m.cfg.Plan.Guest.Linux)
 	req := guestproto.CreateRequest{
 		ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp,
-		KernelParameters: m.cfg.Plan.KernelParameters, Submounts: m.cfg.Plan.Submounts(), NullStdin: m.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
+		KernelParameters: m.cfg.Plan.KernelParameters, Submounts: m.cfg.Plan.Submounts(), Sockets: m.shownSockets(), NullStdin: m.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
 	}
 	err := m.guest.create(req, m.steps, m.vmm.BootTimeout())
 	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile

@@ -156,7 +156,7 @@ func (g *guest) exchange(op guestproto.Op, body, reply any, deadline time.Time, 
 	if err := stream.SetDeadline(deadline); err != nil {
 		return nil, errors.Join(err, stream.Close())
 	}
-	raw := op == guestproto.OpStdio || op == guestproto.OpDNS
+	raw := op == guestproto.OpStdio || op == guestproto.OpDNS || op == guestproto.OpAccept || op == guestproto.OpDatagrams
 	allowed := int64(4 + guestproto.MaxReply)
 	if raw { // bytes may follow the reply before it is read here
 		allowed = controlport.Unlimited

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/boxlite-oci/boxlite/e2e/stream"
@@ -68,13 +69,17 @@ func dial(args []string) error {
 	return nil
 }
 
-// echoSum ADDRESS SIZE sends a stream over tcp and compares what is echoed with it.
+// echoSum ADDRESS SIZE sends a stream over tcp, or to a socket at a path, and compares what is echoed with it.
 func echoSum(args []string) error {
 	size, err := strconv.ParseInt(args[1], 10, 64)
 	if err != nil {
 		return err
 	}
-	conn, err := net.DialTimeout("tcp", args[0], 10*time.Second)
+	network := "tcp"
+	if strings.HasPrefix(args[0], "/") {
+		network = "unix"
+	}
+	conn, err := net.DialTimeout(network, args[0], 10*time.Second)
 	if err != nil {
 		return err
 	}
@@ -82,7 +87,7 @@ func echoSum(args []string) error {
 	sent := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(conn, stream.NewReader(3, size))
-		sent <- errors.Join(err, conn.(*net.TCPConn).CloseWrite())
+		sent <- errors.Join(err, conn.(interface{ CloseWrite() error }).CloseWrite())
 	}()
 	got, err := stream.Sum(conn)
 	if err := errors.Join(err, <-sent); err != nil {
@@ -97,4 +102,80 @@ func echoSum(args []string) error {
 	}
 	fmt.Println(got)
 	return nil
+}
+
+// dialMany PATH N connects to a socket N times, has each connection echo a text when all are there, and ends them.
+func dialMany(args []string) error {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	var conns []net.Conn
+	for range n {
+		conn, err := net.DialTimeout("unix", args[0], 10*time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conns = append(conns, conn)
+	}
+	results := make(chan error)
+	for i, conn := range conns {
+		go func() {
+			text := fmt.Sprintf("client %d", i)
+			buf := make([]byte, len(text))
+			_, err := io.WriteString(conn, text)
+			if err == nil {
+				_, err = io.ReadFull(conn, buf)
+			}
+			if err == nil && string(buf) != text {
+				err = fmt.Errorf("client %d heard %q", i, buf)
+			}
+			results <- err
+		}()
+	}
+	for range conns {
+		err = errors.Join(err, <-results)
+	}
+	return err
+}
+
+// linger PATH connects to a socket, says so, and says when the other end has closed the connection.
+func linger(args []string) error {
+	conn, err := net.DialTimeout("unix", args[0], 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	fmt.Println("connected")
+	n, err := io.Copy(io.Discard, conn)
+	fmt.Printf("over after %d bytes: %v\n", n, err)
+	return nil
+}
+
+// flood PATH writes to a socket until that fails, and says how.
+func flood(args []string) error {
+	conn, err := net.DialTimeout("unix", args[0], 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	fmt.Println("connected")
+	for buf := make([]byte, 64<<10); ; {
+		if _, err := conn.Write(buf); err != nil {
+			fmt.Println("over:", err)
+			return nil
+		}
+	}
+}
+
+// datagram PATH TEXT sends the text to a socket that takes datagrams.
+func datagram(args []string) error {
+	conn, err := net.Dial("unixgram", args[0])
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = io.WriteString(conn, args[1])
+	return err
 }

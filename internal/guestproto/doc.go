@@ -19,6 +19,9 @@
 //	 |-- Request{Op: "oom", seen} --------------->|   answered when the kernel has killed for
 //	 |        ...exec, signal, resize...          |   lack of memory more often than seen
 //	 |        ...update, stats, clock, network... |
+//	 |-- Request{Op: "accept", a socket} -------->|   some at once for each of the host's sockets;
+//	 |<------------------------- Reply -----------|   answered when a client has connected,
+//	 |<=========================================>|   whose connection follows
 //	 |<------------------- Reply to wait ---------|   all output is in the streams by then
 //
 // A guest that has no session yet may be asked to rehearse, any number of times:

@@ -25,6 +25,9 @@ const (
 	// ShareDir is where guestinit mounts the share. Paths of the guest spec
 	// (root.path and the sources of bind mounts) lie below it.
 	ShareDir = "/run/boxlite/share"
+	// SocketDir is where guestinit makes the sockets of CreateRequest.Sockets, by their
+	// place there ("0", "1"). Sources of bind mounts lie below it, too.
+	SocketDir = "/run/boxlite/sockets"
 )
 
 // LoopDevices is how many loop devices the guest has nodes of.
@@ -72,6 +75,10 @@ const (
 	OpLook    Op = "look"    // LookRequest, -
 	OpFlush   Op = "flush"   // -, -
 	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
+	// SocketRequest, AcceptReply; the client's connection follows, see package sockrelay
+	OpAccept Op = "accept"
+	// SocketRequest, -; the clients' datagrams follow, see package sockrelay
+	OpDatagrams Op = "datagrams"
 )
 
 // Request opens every stream. On the wire it is two frames, the name of the
@@ -170,6 +177,8 @@ type CreateRequest struct {
 	// first, below the source of the bind (or the rootfs). One that is not there does
 	// no harm.
 	Submounts map[string][]string `json:"submounts,omitempty"`
+	// Sockets are those of the host that bind mounts show to the container.
+	Sockets []Socket `json:"sockets,omitempty"`
 	// NullStdin gives the container init /dev/null for stdin, and no such stream
 	// to ask for. It says nothing of a process with a terminal.
 	NullStdin bool `json:"nullStdin,omitempty"`
@@ -178,6 +187,29 @@ type CreateRequest struct {
 	PlainNewlines bool `json:"plainNewlines,omitempty"`
 	// Trace asks for the steps in the reply; without it there is none.
 	Trace bool `json:"trace,omitempty"`
+}
+
+// Socket is a socket of the host's as the container sees it. The guest's kernel decides
+// by mode and owner who may connect.
+type Socket struct {
+	// Datagram says that it takes datagrams, and not connections.
+	Datagram bool   `json:"datagram,omitempty"`
+	Mode     uint32 `json:"mode"` // permissions alone
+	UID      uint32 `json:"uid"`
+	GID      uint32 `json:"gid"`
+}
+
+// SocketRequest names one of CreateRequest.Sockets. As OpAccept it is answered when a
+// client has connected, and may be made several times at once.
+type SocketRequest struct {
+	Socket int `json:"socket"`
+}
+
+// AcceptReply says who has connected: the ids that the guest's kernel has for the
+// client (SO_PEERCRED).
+type AcceptReply struct {
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
 }
 
 // SeccompFilter is a filter for seccomp(2).

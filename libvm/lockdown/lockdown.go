@@ -49,6 +49,25 @@ func EnterMounting() error {
 	return filter(compiledMounting)
 }
 
+// EnterForUsers is Enter for a process that acts for several users. Its threads may
+// take the ids of others (setresuid(2), setresgid(2)), and they have the capabilities
+// nevertheless. It may not even read files.
+func EnterForUsers(capabilities ...int) error {
+	if err := landlock.V5.BestEffort().RestrictPaths(); err != nil {
+		return fmt.Errorf("landlock: %w", err)
+	}
+	if err := onAllThreads(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, noSetuidFixup); err != nil {
+		return fmt.Errorf("set securebits: %w", err)
+	}
+	if err := keep(capabilities); err != nil {
+		return err
+	}
+	return filter(compiledForUsers)
+}
+
+// noSetuidFixup is SECBIT_NO_SETUID_FIXUP and SECBIT_NO_SETUID_FIXUP_LOCKED.
+const noSetuidFixup = 1<<2 | 1<<3
+
 // readFile is LANDLOCK_ACCESS_FS_READ_FILE.
 const readFile landlock.AccessFSSet = 1 << 2
 
@@ -109,6 +128,7 @@ func filter(compiled func() ([]unix.SockFilter, error)) error {
 var (
 	compiled         = compile()
 	compiledMounting = compile(mountCalls...)
+	compiledForUsers = compile("setresuid", "setresgid")
 )
 
 func compile(more ...string) func() ([]unix.SockFilter, error) {

@@ -51,6 +51,8 @@ type Source struct {
 	GuestPath string
 	// SizeBytes is the size of the file system, for SourceShm.
 	SizeBytes uint64
+	// Socket is what a SourceSocket takes.
+	Socket SocketKind
 	// Submounts are mounts below a SourceDirectory, see Bind.Submounts.
 	Submounts []string
 }
@@ -62,7 +64,8 @@ type SourceKind int
 const (
 	SourceMissing   SourceKind = iota
 	SourceDirectory            // shared
-	SourceFile                 // shared; sockets and fifos too, which then show as inodes
+	SourceFile                 // shared; fifos too, which then show as inodes
+	SourceSocket               // a unix socket
 	SourceDevice               // a character or block device
 	SourceGuest                // a path of proc, sysfs or devtmpfs: the guest has its own
 	SourceShm                  // a tmpfs at /dev/shm
@@ -144,6 +147,10 @@ func lookAt(source, destination, bundle string) (Source, error) {
 		src.Kind, src.GuestPath = SourceGuest, guestCounterpart(src.Path)
 	case st.Mode()&fs.ModeDevice != 0:
 		src.Kind = SourceDevice
+	case st.Mode()&fs.ModeSocket != 0:
+		src.Kind = SourceSocket
+		src.Socket, err = probeSocket(src.Path)
+		return src, err
 	case st.IsDir() && filepath.Clean(src.Path) == "/dev":
 		src.Kind, src.GuestPath = SourceGuest, "/dev"
 	case st.IsDir() && destination == "/dev/shm" && sfs.Type == unix.TMPFS_MAGIC:

@@ -88,6 +88,9 @@ func (p *Plan) mounts(host *HostFacts) error {
 			left = append(left, m.Source)
 			continue
 		}
+		if src.Kind == SourceSocket && p.hostSocket(m, src) {
+			continue
+		}
 		if err := p.bind(m, src); err != nil {
 			return err
 		}
@@ -145,7 +148,7 @@ func (p *Plan) bind(m *specs.Mount, src Source) error {
 	b := Bind{
 		Source:    src.Path,
 		Recursive: slices.Contains(m.Options, "rbind"),
-		File:      src.Kind == SourceFile,
+		File:      src.Kind == SourceFile || src.Kind == SourceSocket,
 		Submounts: src.Submounts,
 	}
 	b.ReadOnly, b.ReadOnlyBelow = readOnly(m.Options)

@@ -25,6 +25,9 @@ const (
 	// AnnotationTemplate is auto, or off to boot the VM where --template would
 	// have it start from a template.
 	AnnotationTemplate = "boxlite.template"
+	// AnnotationHostSockets is on, or off to have binds of the host's sockets show
+	// inodes alone. A flag that says off wins.
+	AnnotationHostSockets = "boxlite.host-sockets"
 )
 
 // Overrides are what flags say of the VM's shape. Zero values leave the choice to
@@ -34,6 +37,8 @@ type Overrides struct {
 	MemoryMiB int
 	VCPUs     int
 	Scratch   string // as AnnotationScratch
+	// NoHostSockets is what AnnotationHostSockets says with off.
+	NoHostSockets bool
 }
 
 // Shape is what the VM of a container looks like.
@@ -95,6 +100,8 @@ type Plan struct {
 	KernelParameters map[string]string `json:",omitempty"`
 	// Scratch is nil for a container without such a disk.
 	Scratch *Scratch `json:",omitempty"`
+	// Sockets are those of the host that the container may connect to.
+	Sockets HostSockets `json:",omitzero"`
 	// Nodes says that device nodes are made in the share.
 	Nodes bool `json:",omitempty"`
 	// Binds fill the share, the container's rootfs first.

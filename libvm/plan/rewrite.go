@@ -29,6 +29,9 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	if err := p.userNamespace(host); err != nil {
 		return nil, err
 	}
+	if err := p.allowSockets(spec.Annotations, over); err != nil {
+		return nil, err
+	}
 	if err := p.mounts(host); err != nil {
 		return nil, err
 	}
