@@ -6,8 +6,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,9 +65,14 @@ func (s *hostServer) serve() {
 	}
 }
 
-// stop ends the server as a crash does: its connections end, and the socket's file is gone.
+// stop ends the server: its connections end, and the socket's file is gone.
 func (s *hostServer) stop() {
 	_ = s.listener.Close() // it may have been stopped
+	s.hangUp()
+}
+
+// hangUp closes the server's connections.
+func (s *hostServer) hangUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for conn := range s.open {
@@ -108,4 +115,185 @@ func TestHostSocket(t *testing.T) {
 			e.Error(err)
 		}
 	})
+}
+
+// A hostServer's mode and owner decide who may connect, and its peers are the ids that they are in the container.
+func TestHostSocketPermissions(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		path := filepath.Join(dir, "server.sock")
+		server := e.hostServer(path, 0o660)
+		e.noErr(os.Chown(path, 0, 77))
+		mount := []string{"-v", path + ":/run/server.sock", "busybox", "probe", "dial", "unix", "/run/server.sock", "hello"}
+		for _, c := range []struct {
+			flags []string
+			peer  string // empty for nobody who may connect
+		}{
+			{nil, "0:0"},
+			{[]string{"-u", "1000:1000"}, ""},
+			{[]string{"-u", "1000:77"}, "1000:77"},
+			{[]string{"-u", "1000:1000", "--group-add", "77"}, "1000:1000"},
+			{[]string{"--cap-drop", "ALL", "-u", "5:0"}, ""},
+		} {
+			r := e.run(append(c.flags, mount...)...)
+			if c.peer == "" {
+				e.wantPart("answer to "+strings.Join(c.flags, " "), r.stderr, "permission denied")
+				continue
+			}
+			e.want("answer to "+strings.Join(c.flags, " "), r.stdout, "hello\n")
+			e.want("peer of the server", server.lastPeer(), c.peer)
+		}
+
+		// In a container of root's, each client is itself.
+		id := e.start("-v", path+":/run/server.sock", "busybox", "sleep", "1000")
+		e.noErr(os.Chmod(path, 0o666)) // for those that come later; the container has the mode of its start
+		e.want("answer to another user", e.exec("-u", "1234:77", id, "probe", "dial", "unix", "/run/server.sock", "hello"), "hello")
+		e.want("peer of the server", server.lastPeer(), "1234:77")
+	})
+}
+
+// Whatever becomes of either end, the other one hears of it, and nothing is left.
+func TestHostSocketEnds(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		path := filepath.Join(dir, "server.sock")
+		server := e.hostServer(path, 0o666)
+		id := e.start("-v", path+":/run/server.sock", "busybox", "sleep", "1000")
+		e.exec(id, "probe", "dial", "unix", "/run/server.sock", "hello")
+		gone := func() bool { return server.clients() == 0 }
+		e.noErr(waitFor("the first client is gone", gone))
+		before := e.openFiles(id)
+
+		// The client is killed, idle and with much under way.
+		for _, what := range []string{"linger", "flood"} {
+			s := e.session("exec", id, "probe", what, "/run/server.sock")
+			s.expect("connected\n")
+			e.exec(id, "sh", "-c", "kill -9 $(pidof probe)")
+			if err := waitFor("the server's connection ends", gone); err != nil {
+				e.Error(what, err)
+			}
+			s.end()
+		}
+
+		// The server's end is closed, while the client waits and while it writes.
+		for what, want := range map[string]string{"linger": "over after 0 bytes: <nil>\n", "flood": "over: "} {
+			s := e.session("exec", id, "probe", what, "/run/server.sock")
+			s.expect("connected\n")
+			e.noErr(waitFor("the server has a client", func() bool { return server.clients() == 1 }))
+			server.hangUp()
+			s.expect(want)
+			e.want("exit code of "+what, itoa(s.end()), "0")
+		}
+		if err := waitFor("all files are closed", func() bool { return e.openFiles(id) == before }); err != nil {
+			e.Errorf("%v: %d open files, %d before", err, e.openFiles(id), before)
+		}
+
+		// The container is killed.
+		s := e.session("exec", id, "probe", "linger", "/run/server.sock")
+		s.expect("connected\n")
+		e.noErr(waitFor("the server has a client", func() bool { return server.clients() == 1 }))
+		e.ok("kill", id)
+		if err := waitFor("the server's connection ends with the container", gone); err != nil {
+			e.Error(err)
+		}
+		s.end()
+	})
+}
+
+// openFiles counts the descriptors of a container's process and of what it has started on the host: in a VM the monitor
+// and the dialer of sockets.
+func (e *env) openFiles(id string) (n int) {
+	e.Helper()
+	for pid := range strings.FieldsSeq(e.shOut("pid=" + e.inspect(id, ".State.Pid") + "; echo $pid; pgrep -P $pid -x boxlite || :")) {
+		entries, err := os.ReadDir("/proc/" + pid + "/fd")
+		e.noErr(err)
+		n += len(entries)
+	}
+	return n
+}
+
+// A server that starts anew makes another socket at its path. A bind mount keeps the old one, so a container of runc's has
+// lost its server; a VM's monitor connects to the new one.
+func TestHostSocketServerRestarts(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		path := filepath.Join(dir, "server.sock")
+		server := e.hostServer(path, 0o666)
+		id := e.start("-v", path+":/run/server.sock", "busybox", "sleep", "1000")
+		dial := func() result { return e.docker("exec", id, "probe", "dial", "unix", "/run/server.sock", "hello") }
+		e.want("answer", dial().stdout, "hello\n")
+		server.stop()
+		e.wantCode(dial(), 1) // within the deadline of a client that waits for an answer
+		server = e.hostServer(path, 0o666)
+		want := ""
+		if e.rt.isVM() {
+			want = "hello\n"
+		}
+		e.want("answer of the new server", dial().stdout, want)
+
+		// No link is followed to where the user has not pointed.
+		server.stop()
+		elsewhere := e.hostServer(filepath.Join(dir, "elsewhere.sock"), 0o666)
+		e.noErr(os.Symlink(elsewhere.path, path))
+		e.wantCode(dial(), 1)
+		e.want("peer of the server elsewhere", elsewhere.lastPeer(), "none")
+	})
+}
+
+// Datagrams, as syslog has them.
+func TestHostSocketDatagrams(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		dir := e.diskDir()
+		path := filepath.Join(dir, "log")
+		log := e.datagrams(path)
+		id := e.start("-v", path+":/dev/log", "busybox", "sleep", "1000")
+		e.exec(id, "logger", "-t", "tagged", "first words")
+		e.wantPart("the log's first", log.next(e), "tagged: first words")
+		long := strings.Repeat("long ", 10000)
+		e.exec("-u", "1234:77", id, "probe", "datagram", "/dev/log", long)
+		e.want("a datagram of 50,000 bytes", log.next(e), long)
+		e.want("its sender", log.sender, "1234:77")
+		s := e.session("exec", id, "sh", "-c", "for i in $(seq 300); do echo line $i; done | logger -t many") // more than wait in a queue
+		for i := range 300 {
+			text := log.next(e)
+			if !strings.HasSuffix(strings.TrimSpace(text), fmt.Sprintf("many: line %d", i+1)) {
+				e.Fatalf("datagram %d = %q", i, text)
+			}
+		}
+		e.want("exit code", itoa(s.end()), "0")
+	})
+}
+
+// datagramLog takes datagrams.
+type datagramLog struct {
+	conn   *net.UnixConn
+	sender string // ids of the last one's
+}
+
+func (e *env) datagrams(path string) *datagramLog {
+	e.Helper()
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	e.noErr(err)
+	e.Cleanup(func() { e.noErr(conn.Close()) })
+	e.noErr(os.Chmod(path, 0o666))
+	raw, err := conn.SyscallConn()
+	e.noErr(err)
+	e.noErr(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) }))
+	e.noErr(err)
+	return &datagramLog{conn: conn}
+}
+
+// next is the next datagram.
+func (l *datagramLog) next(e *env) string {
+	e.Helper()
+	e.noErr(l.conn.SetReadDeadline(time.Now().Add(20 * time.Second)))
+	buf, oob := make([]byte, 128<<10), make([]byte, 128)
+	n, oobn, _, _, err := l.conn.ReadMsgUnix(buf, oob)
+	e.noErr(err)
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	e.noErr(err)
+	cred, err := unix.ParseUnixCredentials(&messages[0])
+	e.noErr(err)
+	l.sender = fmt.Sprintf("%d:%d", cred.Uid, cred.Gid)
+	return string(buf[:n])
 }

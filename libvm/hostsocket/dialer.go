@@ -179,11 +179,12 @@ func (s *socket) become(uid, gid uint32) error {
 	if !contains(s.peers.UIDs, uid) || !contains(s.peers.GIDs, gid) {
 		return ErrRefused
 	}
+	// The effective ids are what a connection shows, the real ones what a datagram does.
 	const keep = ^uintptr(0)
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, keep, uintptr(gid), keep); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), keep); errno != 0 {
 		return ErrRefused
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(uid), keep); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), keep); errno != 0 {
 		return ErrRefused
 	}
 	return nil
