@@ -297,3 +297,49 @@ func (l *datagramLog) next(e *env) string {
 	l.sender = fmt.Sprintf("%d:%d", cred.Uid, cred.Gid)
 	return string(buf[:n])
 }
+
+// The engine's own socket, with Debian's client in the container.
+func TestHostSocketOfDocker(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.patient()
+		image := e.wholeImage("dind", dindSuite)
+		socket := e.d.socket()
+		id := e.start("--name", "client", "-v", socket+":/var/run/docker.sock", "--entrypoint", "sleep", image, "10000")
+		inside := func(script string) string {
+			e.Helper()
+			return e.exec(id, "bash", "-ec", script)
+		}
+		e.want("ps", inside("docker ps --format '{{.Names}}'"), "client")
+		e.want("run -i", inside("echo through | docker run --rm -i --runtime runc busybox cat"), "through")
+
+		// A terminal within a terminal, attach, exec, logs -f.
+		s := e.terminal("exec", "-it", id, "docker", "run", "-it", "--runtime", "runc", "--name", "inner", "busybox", "sh")
+		s.expect("# ")
+		s.send("echo $((6*7)) is on the $(tty)\r")
+		s.expect("42 is on the /dev/pts/0\r\n")
+		e.want("exec", inside("docker exec inner hostname"), inside("docker inspect --format '{{.Config.Hostname}}' inner"))
+		a := e.terminal("exec", "-it", id, "docker", "attach", "inner")
+		a.send("\r")
+		a.expect("# ")
+		f := e.session("exec", id, "docker", "logs", "-f", "inner")
+		f.expect("42 is on the /dev/pts/0")
+		a.send("echo $((7*8)) for all; exit 3\r")
+		for _, each := range []*session{s, a, f} {
+			each.expect("56 for all")
+		}
+		e.want("exit code of run -it", itoa(s.end()), "3")
+		e.want("exit code of attach", itoa(a.end()), "3")
+		e.want("exit code of logs -f", itoa(f.end()), "0")
+
+		e.want("cp", inside("echo copied >/in; docker cp /in inner:/there; docker cp inner:/there /out; cat /out; docker rm inner"), "copied\ninner")
+		e.want("build", inside(`mkdir /context; echo of the context >/context/file
+printf 'FROM busybox\nCOPY file /file\nCMD cat /file\n' >/context/Dockerfile
+DOCKER_BUILDKIT=0 docker build -q -t built-inside /context >/dev/null
+docker run --rm --runtime runc built-inside; docker rmi built-inside >/dev/null`), "of the context")
+
+		const size = "268435456"
+		want := inside("docker run --rm --runtime runc busybox sh -c 'probe gen 5 " + size + " | probe sum'")
+		e.want("256 MiB from the daemon and back", inside("set -o pipefail; docker run --rm --runtime runc busybox probe gen 5 "+size+
+			" | docker run --rm -i --runtime runc busybox probe sum"), want)
+	})
+}
