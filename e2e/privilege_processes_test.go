@@ -38,6 +38,7 @@ var processPowers = []powers{
 	{"monitor", "root", "KILL (NET_ADMIN)", "yes", "yes", "the rootfs", "none"},
 	{"detached exec", "root", "none", "yes", "yes", "the rootfs", "none"},
 	{"mirror of mounts", "root", "DAC_READ_SEARCH SYS_ADMIN", "yes", "yes", "the binds", "of the share"},
+	{"dialer of sockets", "root", "DAC_OVERRIDE SETGID SETUID", "yes", "yes", "the host's", "none"},
 }
 
 const (
@@ -48,6 +49,7 @@ const (
 	rowMonitor
 	rowExec
 	rowMirror
+	rowDialer
 )
 
 const filePowers = "CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP"
@@ -94,7 +96,8 @@ func (e *env) wantPowers(pid int, who ids, want powers) {
 	got := powers{process: want.process}
 	status := e.processStatus(pid)
 	got.user = who.describe(status)
-	got.capabilities = e.describeCapabilities(status, !slices.Contains([]string{processPowers[rowMonitor].process, processPowers[rowExec].process, processPowers[rowMirror].process}, want.process))
+	executes := !slices.ContainsFunc([]int{rowMonitor, rowExec, rowMirror, rowDialer}, func(i int) bool { return want.process == processPowers[i].process })
+	got.capabilities = e.describeCapabilities(status, executes)
 	got.noNewPrivs = map[string]string{"0": "no", "1": "yes"}[status["NoNewPrivs"]]
 	got.seccomp = map[string]string{"0": "no", "2": "yes"}[status["Seccomp"]]
 	got.root = e.describeRoot(pid)
@@ -381,6 +384,22 @@ func TestProcessPowersDetachedExec(t *testing.T) {
 		x := startReaper(h.T, reaperJob{Args: h.argv("exec", "--detach", "--pid-file", pidFile, b.id, "sleep", "1000"), Env: h.vars, Dir: "/"}, [3]*os.File{})
 		h.want("exec", x.wait(0).String(), "exit code 0")
 		h.wantPowers(h.readPid(pidFile), ownID(c.pid), row(rowExec, false))
+		h.must("delete", "--force", b.id)
+		c.out.wait()
+	})
+}
+
+// A bind of a socket of the host's has a process of its own that connects to it.
+func TestProcessPowersHostSocket(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		server := h.hostServer(filepath.Join(h.diskDir(), "server.sock"), 0o600)
+		b := h.bundle("powers-socket", "probe dial unix /server.sock hello; exec sleep 1000", bindSocket(server.path))
+		c := h.create(b)
+		h.wantPowers(c.pid, ownID(c.pid), row(rowMonitor, true))
+		c.start()
+		h.expect(c.out, "hello\n")
+		h.wantPowers(h.childrenOf(c.pid)["boxlite"], ownID(c.pid), row(rowDialer, false))
 		h.must("delete", "--force", b.id)
 		c.out.wait()
 	})

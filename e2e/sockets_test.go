@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -341,5 +342,143 @@ docker run --rm --runtime runc built-inside; docker rmi built-inside >/dev/null`
 		want := inside("docker run --rm --runtime runc busybox sh -c 'probe gen 5 " + size + " | probe sum'")
 		e.want("256 MiB from the daemon and back", inside("set -o pipefail; docker run --rm --runtime runc busybox probe gen 5 "+size+
 			" | docker run --rm -i --runtime runc busybox probe sum"), want)
+	})
+}
+
+// bindSocket gives a container a socket of the host's at /server.sock.
+func bindSocket(path string) func(*specs.Spec) {
+	return func(s *specs.Spec) {
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/server.sock", Type: "bind", Source: path, Options: []string{"bind"}})
+	}
+}
+
+// In a user namespace the socket's owner and the server's peer are the host's ids.
+func TestHostSocketInUserNamespace(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		server := h.hostServer(filepath.Join(h.diskDir(), "server.sock"), 0o600)
+		h.noErr(os.Chown(server.path, 100007, 200007))
+		b := h.bundle("userns-socket", "stat -c %u:%g /server.sock; probe dial unix /server.sock hello; exec sleep 1000", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+			s.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
+			bindSocket(server.path)(s)
+		})
+		h.noErr(sh(fmt.Sprintf("chmod o+x %s %s && chown -R 100000:200000 %s", workDir, b.dir, b.rootfs(""))))
+		c := h.create(b)
+		c.start()
+		h.expect(c.out, "7:7\nhello\n")
+		h.want("peer of the server", server.lastPeer(), "100000:200000")
+		h.must("exec", "--user", "7:7", b.id, "probe", "dial", "unix", "/server.sock", "hello")
+		h.want("peer of the server", server.lastPeer(), "100007:200007")
+		h.must("delete", "--force", b.id)
+		c.out.wait()
+	})
+}
+
+// A VM that is a template's copy, or that has stood by, has the sockets of its container.
+func TestHostSocketOfCopies(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		dir := h.diskDir()
+		server := h.hostServer(filepath.Join(dir, "server.sock"), 0o600)
+		h.withTemplates(filepath.Join(dir, "templates"))
+		b := h.bundle("copies-socket", "probe dial unix /server.sock works", bindSocket(server.path))
+		h.startedFrom(b)
+		if from, _ := h.startedFrom(b); from == "" {
+			h.Error("the second container has booted")
+		}
+		service := h.standby(1)
+		keeper := h.oneKeeper(filepath.Join(dir, "templates"))
+		c := h.create(b)
+		if !h.isOf(b, keeper) {
+			h.Errorf("keeper %d is not in the container's cgroup: %v", keeper, h.processesOf(b))
+		}
+		c.start()
+		h.want("end", c.end().String(), "exit code 0")
+		h.want("stdout", c.out.wait(), "works\n")
+		h.must("delete", b.id)
+		service.expect(" ready\n")
+		h.endStandby(service)
+	})
+}
+
+// What switches it off, and what is wrong before a container is made.
+func TestHostSocketRefused(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		dir := h.diskDir()
+		server := h.hostServer(filepath.Join(dir, "server.sock"), 0o666)
+		annotated := func(value string) func(*specs.Spec) {
+			return func(s *specs.Spec) {
+				bindSocket(server.path)(s)
+				s.Annotations = map[string]string{"boxlite.host-sockets": value}
+			}
+		}
+		const script = "stat -c %F /server.sock; probe dial unix /server.sock hello; exit 0"
+		for name, c := range map[string]struct {
+			flags []string
+			value string
+			want  string
+		}{
+			"on":         {nil, "on", "socket\nhello\n"},
+			"annotation": {nil, "off", "socket\n"},
+			"flag":       {[]string{"--host-sockets", "off"}, "on", "socket\n"},
+		} {
+			h.flags = c.flags
+			b := h.bundle("sockets-"+name, script, annotated(c.value))
+			r := h.cmd("run", "--bundle", b.dir, b.id)
+			h.want("stdout, switched by "+name, r.stdout, c.want)
+		}
+		h.flags = nil
+		b := h.bundle("sockets-bad", script, annotated("yes"))
+		h.wantFail(`annotation boxlite.host-sockets=.*yes.*: on or off`, "run", "--bundle", b.dir, b.id)
+		h.flags = []string{"--host-sockets", "yes"}
+		h.wantFail(`--host-sockets .*yes.*: on or off`, "run", "--bundle", b.dir, b.id)
+		h.flags = nil
+		server.stop()
+		b = h.bundle("sockets-gone", script, bindSocket(server.path))
+		h.wantFail("mount /server.sock: source "+server.path+": no such file or directory", "run", "--bundle", b.dir, b.id)
+
+		// Nobody listens any more: a server may come.
+		server = h.hostServer(server.path, 0o666)
+		server.listener.SetUnlinkOnClose(false)
+		server.stop()
+		b = h.bundle("sockets-dead", "until probe dial unix /server.sock hello; do echo waits; sleep 1; done", bindSocket(server.path))
+		c := h.create(b)
+		c.start()
+		h.expect(c.out, "waits\n")
+		h.noErr(os.Remove(server.path))
+		h.hostServer(server.path, 0o666)
+		h.expect(c.out, "hello\n")
+		h.want("end", c.end().String(), "exit code 0")
+		h.wantPart("log", c.errs.wait(), "boxlite could not connect to the socket "+server.path)
+		h.must("delete", b.id)
+		c.out.wait()
+	})
+}
+
+// A container whose process is not root is never root to a server, whatever the guest says.
+func TestHostSocketOfAnOrdinaryUser(t *testing.T) {
+	eachVM(t, func(e *env) {
+		server := e.hostServer(filepath.Join(e.diskDir(), "server.sock"), 0o666)
+		id := e.start("-u", "1000:77", "-v", server.path+":/server.sock", "busybox", "sleep", "1000")
+		e.want("answer to root", e.exec("-u", "0", id, "probe", "dial", "unix", "/server.sock", "hello"), "hello")
+		e.want("peer of the server", server.lastPeer(), "1000:77")
+	})
+}
+
+// Podman, and an ordinary user's: all in the container are that user to the server.
+func TestPodmanHostSocket(t *testing.T) {
+	eachPodman(t, func(e *podmanEnv) {
+		dir := e.hostDir()
+		server := e.hostServer(filepath.Join(dir, "server.sock"), 0o600)
+		want := "0:0"
+		if e.rootless {
+			want = itoa(userID) + ":" + itoa(userID)
+			e.noErr(os.Chown(server.path, userID, userID))
+		}
+		e.want("answer", e.runOK("-v", server.path+":/server.sock", "busybox", "sh", "-c", "stat -c %u:%g /server.sock; probe dial unix /server.sock hello"), "0:0\nhello")
+		e.want("peer of the server", server.lastPeer(), want)
 	})
 }

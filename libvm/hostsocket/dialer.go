@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 
+	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -56,6 +57,11 @@ func RunDialer(sync *net.UnixConn, _ *slog.Logger) int {
 
 // openAll opens the sockets. An error is about the one that the answer names.
 func openAll(wanted plan.HostSockets) (sockets []*socket, answer opened, err error) {
+	// A server may ask for its client's groups too (SO_PEERGROUPS), and shall not hear
+	// of those of who calls boxlite.
+	if err := unix.Setgroups(nil); err != nil && !userns.RunningInUserNS() {
+		return nil, opened{Socket: -1}, os.NewSyscallError("setgroups", err)
+	}
 	if err := rootfs.Detach(); err != nil {
 		return nil, opened{Socket: -1}, err
 	}
