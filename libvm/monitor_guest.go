@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/yamux"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/sockrelay"
 	"github.com/boxlite-oci/boxlite/internal/trace"
 	"github.com/boxlite-oci/boxlite/libvm/controlport"
 	"github.com/boxlite-oci/boxlite/libvm/guesttext"
@@ -156,10 +157,14 @@ func (g *guest) exchange(op guestproto.Op, body, reply any, deadline time.Time, 
 	if err := stream.SetDeadline(deadline); err != nil {
 		return nil, errors.Join(err, stream.Close())
 	}
-	raw := op == guestproto.OpStdio || op == guestproto.OpDNS || op == guestproto.OpAccept || op == guestproto.OpDatagrams
-	allowed := int64(4 + guestproto.MaxReply)
-	if raw { // bytes may follow the reply before it is read here
+	allowed, raw := int64(4+guestproto.MaxReply), true
+	switch op { // bytes may follow the reply before it is read here
+	case guestproto.OpStdio, guestproto.OpDNS, guestproto.OpDatagrams:
 		allowed = controlport.Unlimited
+	case guestproto.OpAccept: // which may wait for long before somebody reads
+		allowed = acceptReply + sockrelay.Window
+	default:
+		raw = false
 	}
 	g.port.Allow(stream.StreamID(), allowed)
 	counted := &countedStream{ReadWriter: stream, sent: sent}

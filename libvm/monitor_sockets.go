@@ -9,6 +9,7 @@ import (
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/internal/sockrelay"
+	"github.com/boxlite-oci/boxlite/libvm/controlport"
 	"github.com/boxlite-oci/boxlite/libvm/hostsocket"
 )
 
@@ -18,6 +19,9 @@ const (
 	maxSocketClients = 256
 	// socketWaiters is how many requests wait for clients of one socket.
 	socketWaiters = 4
+	// acceptReply is more than the reply to accept takes, and less than costs the
+	// monitor much.
+	acceptReply = 4 << 10
 )
 
 // hostSockets are the sockets of the host that the container may connect to.
@@ -112,6 +116,7 @@ func (m *monitor) carryClient(socket int, client guestproto.AcceptReply, stream 
 		_, _ = io.Copy(io.Discard, stream) // until it has
 		return
 	}
+	m.guest.port.Allow(stream.StreamID(), controlport.Unlimited)
 	m.judgeStream(sockrelay.Join(conn, stream))
 }
 
@@ -138,7 +143,7 @@ func (m *monitor) carryDatagrams(socket int) {
 
 // judgeStream ends the session with a guest that has broken the form of a stream.
 func (m *monitor) judgeStream(err error) {
-	if errors.Is(err, sockrelay.ErrTooLarge) {
+	if errors.Is(err, sockrelay.ErrForm) {
 		_ = m.guest.port.Violate(err) // which ends the VM
 	}
 }

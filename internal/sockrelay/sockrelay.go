@@ -2,12 +2,18 @@
 // the VM's boundary has one end: guestinit that of the client, the monitor that of the
 // server. Both do the same.
 //
-// A stream holds chunks, each way. A chunk is its length in 4 bytes, big-endian, and
-// as many bytes. An empty chunk says that the socket's peer writes no more: it has
-// called shutdown(2). The end of the stream says that the peer has gone, and neither
-// reads nor writes.
+// A stream holds chunks, each way. A chunk begins with 4 bytes, big-endian:
 //
-// Datagrams go one way, each as one chunk behind its sender (Datagram).
+//	1 to MaxChunk   so many bytes follow, which the socket's peer has written
+//	0               the peer writes no more: it has called shutdown(2)
+//	creditBit + n   the peer has taken n bytes: the other side may send as many more
+//
+// The end of the stream says that the peer has gone, and neither reads nor writes.
+// Without credit a side has Window bytes under way at most. So either side needs little
+// memory for a connection whose peer does not read, and credit never waits behind
+// bytes that nobody takes.
+//
+// Datagrams go one way, each behind its length and its sender.
 package sockrelay
 
 import (
@@ -22,48 +28,241 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxChunk bounds a chunk of a connection, in bytes.
-const MaxChunk = 64 << 10
+const (
+	// MaxChunk bounds a chunk, in bytes.
+	MaxChunk = 32 << 10
+	// Window bounds what is under way in one direction and has not been taken.
+	Window = 64 << 10
 
-// ErrTooLarge is matched by the error of a chunk or datagram beyond its bound.
-var ErrTooLarge = errors.New("beyond the bound")
+	creditBit = 1 << 31
+	header    = 4
+)
 
-// header is the size of a chunk's length.
-const header = 4
+// ErrForm is matched by the error for a stream that breaks this package's form.
+var ErrForm = errors.New("a relayed socket's stream is malformed")
+
+// Join carries a connection over a stream until both of its ends have gone, or the
+// stream has failed. It closes both. The error matches ErrForm, or is nil.
+func Join(conn *net.UnixConn, stream io.ReadWriteCloser) error {
+	in, out := newInbound(), newBudget()
+	var both sync.WaitGroup
+	both.Go(func() {
+		send(stream, conn, out)
+		_ = stream.Close() // says that the peer has gone; the stream may have failed
+	})
+	both.Go(func() {
+		in.deliver(conn, stream)
+		_ = conn.Close() // there is nobody whose bytes it could lose
+	})
+	err := receive(stream, in, out)
+	in.end()
+	out.end()
+	if err != nil {
+		_ = errors.Join(conn.Close(), stream.Close()) // they are of no use
+	}
+	both.Wait()
+	return err
+}
+
+// receive sorts what comes from the stream, until its end.
+func receive(stream io.Reader, in *inbound, out *budget) error {
+	for {
+		var head [header]byte
+		if _, err := io.ReadFull(stream, head[:]); err != nil {
+			return nil // the end, or a failure of the stream's, which shows elsewhere
+		}
+		size := binary.BigEndian.Uint32(head[:])
+		if size&creditBit != 0 {
+			if err := out.add(int(size &^ creditBit)); err != nil {
+				return err
+			}
+			continue
+		}
+		if size > MaxChunk {
+			return fmt.Errorf("%w: a chunk of %d bytes", ErrForm, size)
+		}
+		if err := in.expect(int(size)); err != nil {
+			return err
+		}
+		buf := buffers.Get().(*[header + MaxChunk]byte)
+		_, err := io.ReadFull(stream, buf[:size])
+		if err == nil {
+			in.put(buf[:size])
+		}
+		buffers.Put(buf)
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// inbound is what has come for the socket's peer.
+type inbound struct {
+	mu      sync.Mutex
+	changed *sync.Cond
+	waiting []byte
+	size    int  // bytes that have come and that no credit has been given for
+	shut    bool // nothing more will come
+	told    bool // that to the peer
+	ended   bool // with the stream
+}
+
+func newInbound() *inbound {
+	q := &inbound{}
+	q.changed = sync.NewCond(&q.mu)
+	return q
+}
+
+// expect says whether a chunk of that size may come.
+func (q *inbound) expect(size int) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.size += size; q.shut || q.size > Window {
+		return fmt.Errorf("%w: %d bytes under way, or some behind the end", ErrForm, q.size)
+	}
+	return nil
+}
+
+// put adds a chunk, of which it keeps a copy.
+func (q *inbound) put(chunk []byte) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = append(q.waiting, chunk...)
+	q.shut = len(chunk) == 0
+	q.changed.Signal()
+}
+
+// next waits for what has come. Nothing is the end of writing, once, and with ok false
+// the end.
+func (q *inbound) next() (bytes []byte, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for {
+		switch {
+		case len(q.waiting) > 0:
+			bytes, q.waiting = q.waiting, nil
+			return bytes, true
+		case q.shut && !q.told:
+			q.told = true
+			return nil, true
+		case q.ended:
+			return nil, false
+		}
+		q.changed.Wait()
+	}
+}
+
+func (q *inbound) taken(size int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.size -= size
+}
+
+func (q *inbound) end() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ended = true
+	q.changed.Signal()
+}
+
+// deliver gives conn's peer what comes, and the other side credit, until the end. Of a
+// peer that does not take it any more, the rest is dropped: it has gone, which send
+// finds.
+func (q *inbound) deliver(conn *net.UnixConn, stream io.Writer) {
+	takes := true
+	owed := 0
+	for {
+		bytes, ok := q.next()
+		if !ok {
+			return
+		}
+		if len(bytes) == 0 {
+			_ = conn.CloseWrite() // who has gone does not miss it
+			continue
+		}
+		if takes {
+			_, err := conn.Write(bytes)
+			takes = err == nil
+		}
+		if owed += len(bytes); owed >= Window/4 {
+			q.taken(owed)
+			var credit [header]byte
+			binary.BigEndian.PutUint32(credit[:], creditBit|uint32(owed))
+			_, _ = stream.Write(credit[:]) // a stream that has failed ends all
+			owed = 0
+		}
+	}
+}
+
+// budget is how much may be sent.
+type budget struct {
+	mu      sync.Mutex
+	changed *sync.Cond
+	left    int
+	ended   bool
+}
+
+func newBudget() *budget {
+	b := &budget{left: Window}
+	b.changed = sync.NewCond(&b.mu)
+	return b
+}
+
+func (b *budget) add(n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.left += n; b.left > Window {
+		return fmt.Errorf("%w: credit for %d bytes that nobody sent", ErrForm, b.left-Window)
+	}
+	b.changed.Signal()
+	return nil
+}
+
+// await waits until something may be sent, and says how much; zero is the end.
+func (b *budget) await() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.left == 0 && !b.ended {
+		b.changed.Wait()
+	}
+	if b.ended {
+		return 0
+	}
+	return min(b.left, MaxChunk)
+}
+
+func (b *budget) spend(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.left -= n
+}
+
+func (b *budget) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = true
+	b.changed.Signal()
+}
 
 // buffers are those of the ends that have something to say: a connection that is idle
 // has none.
 var buffers = sync.Pool{New: func() any { return new([header + MaxChunk]byte) }}
 
-// Join carries a connection over a stream until both of its ends have gone, or the
-// stream has failed. It closes both. The error is not nil if the other side has broken
-// the form of the stream.
-func Join(conn *net.UnixConn, stream io.ReadWriteCloser) error {
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		send(stream, conn)
-		_ = stream.Close() // says that the peer has gone; the stream may have failed
-	}()
-	err := receive(conn, stream)
-	_ = conn.Close() // there is nobody whose bytes it could lose
-	if err != nil {
-		_ = stream.Close() // likewise
-	}
-	<-sent
-	return err
-}
-
 // send puts what conn's peer writes into the stream. It returns when the peer has gone,
-// conn is closed or the stream has failed.
-func send(stream io.Writer, conn *net.UnixConn) {
+// conn is closed or the stream has ended.
+func send(stream io.Writer, conn *net.UnixConn, out *budget) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return
 	}
 	for {
-		buf, n, err := readSome(raw)
+		most := out.await()
+		if most == 0 {
+			return
+		}
+		buf, n, err := readSome(raw, most)
 		if n > 0 {
+			out.spend(n)
 			binary.BigEndian.PutUint32(buf[:], uint32(n))
 			_, err = stream.Write(buf[:header+n])
 		}
@@ -88,11 +287,11 @@ func send(stream io.Writer, conn *net.UnixConn) {
 
 // readSome waits until there is something to read, and only then takes a buffer. It
 // leaves room for the header. Nothing read is the end.
-func readSome(raw syscall.RawConn) (buf *[header + MaxChunk]byte, n int, err error) {
+func readSome(raw syscall.RawConn, most int) (buf *[header + MaxChunk]byte, n int, err error) {
 	waitErr := raw.Read(func(fd uintptr) bool {
 		buf = buffers.Get().(*[header + MaxChunk]byte)
-		for n, err = unix.Read(int(fd), buf[header:]); errors.Is(err, unix.EINTR); {
-			n, err = unix.Read(int(fd), buf[header:])
+		for n, err = unix.Read(int(fd), buf[header:header+most]); errors.Is(err, unix.EINTR); {
+			n, err = unix.Read(int(fd), buf[header:header+most])
 		}
 		if errors.Is(err, unix.EAGAIN) {
 			buffers.Put(buf)
@@ -107,72 +306,13 @@ func readSome(raw syscall.RawConn) (buf *[header + MaxChunk]byte, n int, err err
 }
 
 // hungUp says whether the peer has closed its socket, or waits until it has. A peer
-// that only writes no more has not. Its error is for the end of conn.
+// that only writes no more has not. The end of conn counts as well.
 func hungUp(raw syscall.RawConn, wait bool) (gone bool) {
 	err := raw.Read(func(fd uintptr) bool {
 		fds := []unix.PollFd{{Fd: int32(fd)}} // POLLHUP comes unasked
 		_, err := unix.Poll(fds, 0)
-		gone = err != nil && !errors.Is(err, unix.EINTR) || fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
+		gone = err == nil && fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 		return gone || !wait
 	})
 	return gone || err != nil
-}
-
-// receive gives conn's peer what comes from the stream, until its end. Of a peer that
-// does not take it any more, the rest is dropped: it has gone, which send says.
-func receive(conn *net.UnixConn, stream io.Reader) error {
-	taken := true
-	for {
-		var head [header]byte
-		if _, err := io.ReadFull(stream, head[:]); err != nil {
-			return nil // the end, or a failure of the stream's, which shows elsewhere
-		}
-		size := binary.BigEndian.Uint32(head[:])
-		switch {
-		case size > MaxChunk:
-			return fmt.Errorf("chunk of %d bytes: %w of %d", size, ErrTooLarge, MaxChunk)
-		case size == 0:
-			_ = conn.CloseWrite() // who has gone does not miss it
-			continue
-		}
-		buf := buffers.Get().(*[header + MaxChunk]byte)
-		_, err := io.ReadFull(stream, buf[:size])
-		if err == nil && taken {
-			_, writeErr := conn.Write(buf[:size])
-			taken = writeErr == nil
-		}
-		buffers.Put(buf)
-		if err != nil {
-			return nil
-		}
-	}
-}
-
-// MaxDatagram bounds a datagram, in bytes. The kernel's own bound is that of a sender's
-// buffer, some 200 KiB.
-const MaxDatagram = 128 << 10
-
-// DatagramHeader is the size of what stands before a datagram in the stream.
-const DatagramHeader = 12
-
-// PutDatagramHeader makes b, whose first DatagramHeader bytes are free, a datagram as
-// it goes over the stream.
-func PutDatagramHeader(b []byte, uid, gid uint32) {
-	binary.BigEndian.PutUint32(b, uint32(len(b)-DatagramHeader))
-	binary.BigEndian.PutUint32(b[4:], uid)
-	binary.BigEndian.PutUint32(b[8:], gid)
-}
-
-// ReadDatagram reads a datagram and who sent it. The buffer has room for MaxDatagram.
-func ReadDatagram(stream io.Reader, buf []byte) (n int, uid, gid uint32, err error) {
-	var head [DatagramHeader]byte
-	if _, err := io.ReadFull(stream, head[:]); err != nil {
-		return 0, 0, 0, err
-	}
-	size := binary.BigEndian.Uint32(head[:])
-	if size > MaxDatagram {
-		return 0, 0, 0, fmt.Errorf("datagram of %d bytes: %w of %d", size, ErrTooLarge, MaxDatagram)
-	}
-	_, err = io.ReadFull(stream, buf[:size])
-	return int(size), binary.BigEndian.Uint32(head[4:]), binary.BigEndian.Uint32(head[8:]), err
 }

@@ -1,0 +1,254 @@
+package sockrelay
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// socketPair is the two ends of a connection.
+func socketPair(t *testing.T) (a, b *net.UnixConn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		file := os.NewFile(uintptr(fd), "socket")
+		conn, err := net.FileConn(file)
+		if err := errors.Join(err, file.Close()); err != nil {
+			t.Fatal(err)
+		}
+		ends[i] = conn.(*net.UnixConn)
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	return ends[0], ends[1]
+}
+
+// halfCloser is one side's end of a stream as yamux has it: Close ends what this side writes.
+type halfCloser struct {
+	io.Reader
+	io.WriteCloser
+}
+
+// streams are the two ends of one, which takes what nobody has read yet.
+func streams(t *testing.T) (a, b halfCloser) {
+	t.Helper()
+	there, back := newQueue(), newQueue()
+	return halfCloser{back, there}, halfCloser{there, back}
+}
+
+// queue is a pipe without a bound, so that only this package's bounds hold.
+type queue struct {
+	in      chan []byte
+	out     chan []byte
+	left    []byte
+	closing chan struct{}
+}
+
+func newQueue() *queue {
+	q := &queue{in: make(chan []byte), out: make(chan []byte), closing: make(chan struct{})}
+	go func() {
+		defer close(q.out)
+		var held [][]byte
+		for closing := q.closing; ; {
+			var out chan []byte
+			var first []byte
+			if len(held) > 0 {
+				out, first = q.out, held[0]
+			} else if closing == nil {
+				return
+			}
+			select {
+			case b := <-q.in:
+				held = append(held, b)
+			case out <- first:
+				held = held[1:]
+			case <-closing:
+				closing = nil
+			}
+		}
+	}()
+	return q
+}
+
+func (q *queue) Write(b []byte) (int, error) {
+	select {
+	case <-q.closing:
+		return 0, io.ErrClosedPipe
+	case q.in <- bytes.Clone(b):
+		return len(b), nil
+	}
+}
+
+func (q *queue) Close() error {
+	select {
+	case <-q.closing:
+	default:
+		close(q.closing)
+	}
+	return nil
+}
+
+func (q *queue) Read(b []byte) (int, error) {
+	if len(q.left) == 0 {
+		next, ok := <-q.out
+		if !ok {
+			return 0, io.EOF
+		}
+		q.left = next
+	}
+	n := copy(b, q.left)
+	q.left = q.left[n:]
+	return n, nil
+}
+
+// joined is a client and a server with both sides of the boundary between them. The channel has the errors of both.
+func joined(t *testing.T) (client, server *net.UnixConn, ended chan error) {
+	t.Helper()
+	client, clientEnd := socketPair(t)
+	server, serverEnd := socketPair(t)
+	guest, host := streams(t)
+	ended = make(chan error, 2)
+	go func() { ended <- Join(clientEnd, guest) }()
+	go func() { ended <- Join(serverEnd, host) }()
+	return client, server, ended
+}
+
+func wantEnded(t *testing.T, ended chan error) {
+	t.Helper()
+	for range 2 {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("Join = %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("Join has not ended")
+		}
+	}
+}
+
+func TestJoinHalfClose(t *testing.T) {
+	client, server, ended := joined(t)
+	sent := make([]byte, 1<<20)
+	for i := range sent {
+		sent[i] = byte(rand.Uint32())
+	}
+	go func() {
+		_, _ = io.Copy(server, server) // until the client writes no more
+		_, _ = server.Write([]byte("the rest"))
+		_ = server.Close()
+	}()
+	go func() {
+		_, _ = client.Write(sent)
+		_ = client.CloseWrite()
+	}()
+	got, err := io.ReadAll(client)
+	if err != nil || !bytes.Equal(got, append(sent, "the rest"...)) {
+		t.Errorf("read %d bytes, %v, want the %d sent and the rest", len(got), err, len(sent))
+	}
+	_ = client.Close()
+	wantEnded(t, ended)
+}
+
+func TestJoinPeerGone(t *testing.T) {
+	for name, prepare := range map[string]func(client, server *net.UnixConn) error{
+		"idle":        func(_, _ *net.UnixConn) error { return nil },
+		"half-closed": func(client, _ *net.UnixConn) error { return client.CloseWrite() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, server, ended := joined(t)
+			if err := prepare(client, server); err != nil {
+				t.Fatal(err)
+			}
+			_ = client.Close()
+			if _, err := server.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+				t.Errorf("read = %v, want EOF", err)
+			}
+			wantEnded(t, ended)
+			if _, err := server.Write(make([]byte, 1)); !errors.Is(err, unix.EPIPE) {
+				t.Errorf("write to a client that has gone = %v, want EPIPE", err)
+			}
+		})
+	}
+}
+
+// Either peer may write without reading, and the other one is heard all the same. What is under way is bounded.
+func TestJoinUnreadPeer(t *testing.T) {
+	client, server, ended := joined(t)
+	_ = server.SetWriteDeadline(time.Now().Add(time.Second))
+	n, err := server.Write(make([]byte, 64<<20))
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("write to a client that reads nothing = %d, %v", n, err)
+	}
+	if most := 2 << 20; n > most { // buffers of four sockets, and the windows
+		t.Errorf("%d bytes are under way, want %d at most", n, most)
+	}
+	if _, err := client.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 5)
+	if _, err := io.ReadFull(server, buf); err != nil || string(buf) != "hello" {
+		t.Errorf("server read %q, %v", buf, err)
+	}
+	_ = client.Close()
+	wantEnded(t, ended)
+}
+
+// word is the first 4 bytes of a chunk.
+func word(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+
+func TestJoinMalformed(t *testing.T) {
+	full := append(word(MaxChunk), make([]byte, MaxChunk)...)
+	for name, bad := range map[string][]byte{
+		"chunk too large":     word(MaxChunk + 1),
+		"beyond the window":   append(bytes.Repeat(full, Window/MaxChunk), append(word(1), 'x')...),
+		"behind the end":      append(word(0), append(word(1), 'x')...),
+		"ended twice":         append(word(0), word(0)...),
+		"credit for nothing":  word(creditBit | 1),
+		"credit without end ": word(0xffffffff),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, end := socketPair(t)
+			// A peer that takes nothing, so that nothing is credited.
+			if err := end.SetWriteBuffer(0); err != nil {
+				t.Fatal(err)
+			}
+			guest, host := streams(t)
+			ended := make(chan error, 1)
+			go func() { ended <- Join(end, host) }()
+			_, _ = guest.Write(bad)
+			select {
+			case err := <-ended:
+				if !errors.Is(err, ErrForm) {
+					t.Errorf("Join = %v, want ErrForm", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("Join goes on")
+			}
+		})
+	}
+}
+
+func TestDatagram(t *testing.T) {
+	message := append(make([]byte, DatagramHeader), "text"...)
+	PutDatagramHeader(message, 7, 8)
+	buf := make([]byte, MaxDatagram)
+	n, uid, gid, err := ReadDatagram(bytes.NewReader(message), buf)
+	if err != nil || string(buf[:n]) != "text" || uid != 7 || gid != 8 {
+		t.Errorf("ReadDatagram = %q, %d, %d, %v", buf[:n], uid, gid, err)
+	}
+	if _, _, _, err := ReadDatagram(bytes.NewReader(append(word(MaxDatagram+1), make([]byte, 8)...)), buf); !errors.Is(err, ErrForm) {
+		t.Errorf("ReadDatagram of one too large = %v, want ErrForm", err)
+	}
+}
