@@ -328,3 +328,44 @@ func (r *reaper) within(bound time.Duration, pid int) (reaped, bool) {
 		}
 	}
 }
+
+// A guest that has as many clients of a host's socket as it likes, and takes for root whom it likes.
+func TestHostileSocketClients(t *testing.T) {
+	eachVM(t, func(e *env) {
+		e.noErr(hostileParts())
+		server := e.hostServer(filepath.Join(e.diskDir(), "server.sock"), 0o666)
+		w := e.watchMonitors()
+		h := e.byHand()
+		h.flags = hostileFlags()
+		bundle := func(a *attack, name string) bundle {
+			return h.bundle("hostile-"+name, "sleep 1000", func(s *specs.Spec) {
+				s.Process.Env = append(s.Process.Env, "HOSTILE="+a.what)
+				s.Process.User = specs.User{UID: 1000, GID: 77}
+				limit := hostileMemory
+				s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
+				bindSocket(server.path)(s)
+			})
+		}
+		a := e.attack(e.T, "clients:accept", w)
+		b := bundle(a, "clients")
+		c := h.create(b)
+		c.start()
+		h.noErr(waitFor("256 clients", func() bool { return server.clients() == 256 }))
+		h.want("peer of the server", server.lastPeer(), "1000:77")
+		a.within(killBound, h.cmdline("delete", "--force", b.id))
+		h.want("clients of all", itoa(server.clients()), "0")
+		a.wantMemory(b.id)
+		c.out.wait()
+
+		a = e.attack(e.T, "clients-pour:accept", w)
+		b = bundle(a, "clients-pour")
+		c = h.create(b)
+		h.wantPart("end", c.end().String(), "exit code 255")
+		a.wantMemory(b.id)
+		log, err := os.ReadFile(filepath.Join("/run/byhand", b.id, "monitor.log"))
+		h.noErr(err)
+		h.wantPart("log", string(log), "broke the control protocol")
+		h.must("delete", "--force", b.id)
+		c.out.wait()
+	})
+}

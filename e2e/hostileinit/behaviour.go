@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/sockrelay"
 )
 
 // A behaviour is what a guest does to the host, and at which operation. With running that is once the reply to start has
@@ -38,7 +39,7 @@ func parseBehaviour(text string) behaviour {
 }
 
 // aboutReplies are the behaviours that strike with a request. The others are sudden: what they do is to the session.
-var aboutReplies = []string{"silent", "huge", "over", "bound", "wrong-types", "long-text", "missing-text", "fails", "late", "resets", "extra-data", "hasty"}
+var aboutReplies = []string{"silent", "huge", "over", "bound", "wrong-types", "long-text", "missing-text", "fails", "late", "resets", "extra-data", "hasty", "clients", "clients-pour"}
 
 func (b behaviour) sudden() bool { return b.name != "" && !slices.Contains(aboutReplies, b.name) }
 
@@ -135,6 +136,12 @@ func (g *guest) strike(st *stream, req guestproto.Request) bool {
 		if req.Op == guestproto.OpStdio {
 			g.attached(st, req.Body)
 		}
+	case "clients": // without end, each of which sends as much as it may, in pieces as small as can be, and takes nothing
+		st.reply(guestproto.AcceptReply{})
+		st.send(bytes.Repeat([]byte{0, 0, 0, 1, 'x'}, sockrelay.Window/5))
+	case "clients-pour": // and what they send is no chunk
+		st.reply(guestproto.AcceptReply{})
+		go st.pour(false)
 	case "endless", "overrun": // output without end, at full speed; and more of it than the host takes
 		stdio := decode[guestproto.StdioRequest](req.Body) // of the container init where nobody asks
 		if stdout := g.process(stdio.Process).stdout; stdout != nil {

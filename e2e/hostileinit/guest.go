@@ -95,8 +95,10 @@ func (g *guest) honest(req guestproto.Request) (body any, open bool) {
 		g.processes[r.ID] = p
 		g.mu.Unlock()
 		return guestproto.ExecReply{Pid: 7}, false
-	case guestproto.OpStdio, guestproto.OpDNS:
+	case guestproto.OpStdio, guestproto.OpDNS, guestproto.OpDatagrams:
 		return nil, true
+	case guestproto.OpAccept:
+		select {} // nobody ever connects here
 	case guestproto.OpWait:
 		p := g.process(decode[guestproto.WaitRequest](req.Body).Process)
 		<-p.ended

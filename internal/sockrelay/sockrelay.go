@@ -9,9 +9,9 @@
 //	creditBit + n   the peer has taken n bytes: the other side may send as many more
 //
 // The end of the stream says that the peer has gone, and neither reads nor writes.
-// Without credit a side has Window bytes under way at most. So either side needs little
-// memory for a connection whose peer does not read, and credit never waits behind
-// bytes that nobody takes.
+// Without credit a side has Window bytes under way at most, the 4 of each chunk
+// included. So either side needs little memory for a connection whose peer does not
+// read, and credit never waits behind bytes that nobody takes.
 //
 // Datagrams go one way, each behind its length and its sender.
 package sockrelay
@@ -41,9 +41,16 @@ const (
 // ErrForm is matched by the error for a stream that breaks this package's form.
 var ErrForm = errors.New("a relayed socket's stream is malformed")
 
+// Stream is a yamux.Stream. Close ends what this side writes, and Shrink gives back
+// the memory of what has been read.
+type Stream interface {
+	io.ReadWriteCloser
+	Shrink()
+}
+
 // Join carries a connection over a stream until both of its ends have gone, or the
 // stream has failed. It closes both. The error matches ErrForm, or is nil.
-func Join(conn *net.UnixConn, stream io.ReadWriteCloser) error {
+func Join(conn *net.UnixConn, stream Stream) error {
 	in, out := newInbound(), newBudget()
 	var both sync.WaitGroup
 	both.Go(func() {
@@ -65,7 +72,7 @@ func Join(conn *net.UnixConn, stream io.ReadWriteCloser) error {
 }
 
 // receive sorts what comes from the stream, until its end.
-func receive(stream io.Reader, in *inbound, out *budget) error {
+func receive(stream Stream, in *inbound, out *budget) error {
 	for {
 		var head [header]byte
 		if _, err := io.ReadFull(stream, head[:]); err != nil {
@@ -86,8 +93,8 @@ func receive(stream io.Reader, in *inbound, out *budget) error {
 		}
 		buf := buffers.Get().(*[header + MaxChunk]byte)
 		_, err := io.ReadFull(stream, buf[:size])
-		if err == nil {
-			in.put(buf[:size])
+		if err == nil && in.put(buf[:size]) {
+			stream.Shrink()
 		}
 		buffers.Put(buf)
 		if err != nil {
@@ -101,6 +108,7 @@ type inbound struct {
 	mu      sync.Mutex
 	changed *sync.Cond
 	waiting []byte
+	cost    int  // of these, with their headers
 	size    int  // bytes that have come and that no credit has been given for
 	shut    bool // nothing more will come
 	told    bool // that to the peer
@@ -113,40 +121,52 @@ func newInbound() *inbound {
 	return q
 }
 
+// costOf is what a chunk counts for.
+func costOf(size int) int {
+	if size == 0 {
+		return 0 // it comes once
+	}
+	return header + size
+}
+
 // expect says whether a chunk of that size may come.
 func (q *inbound) expect(size int) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.size += size; q.shut || q.size > Window {
+	if q.size += costOf(size); q.shut || q.size > Window {
 		return fmt.Errorf("%w: %d bytes under way, or some behind the end", ErrForm, q.size)
 	}
 	return nil
 }
 
-// put adds a chunk, of which it keeps a copy.
-func (q *inbound) put(chunk []byte) {
+// put adds a chunk, of which it keeps a copy. It says whether the peer is slow to take
+// what comes, so that the stream's own memory is better given back than kept.
+func (q *inbound) put(chunk []byte) (slow bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.waiting = append(q.waiting, chunk...)
+	q.cost += costOf(len(chunk))
 	q.shut = len(chunk) == 0
 	q.changed.Signal()
+	return q.size > Window/2
 }
 
-// next waits for what has come. Nothing is the end of writing, once, and with ok false
-// the end.
-func (q *inbound) next() (bytes []byte, ok bool) {
+// next waits for what has come, and says what it counts for. Nothing is the end of
+// writing, once, and with ok false the end.
+func (q *inbound) next() (bytes []byte, cost int, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for {
 		switch {
 		case len(q.waiting) > 0:
 			bytes, q.waiting = q.waiting, nil
-			return bytes, true
+			cost, q.cost = q.cost, 0
+			return bytes, cost, true
 		case q.shut && !q.told:
 			q.told = true
-			return nil, true
+			return nil, 0, true
 		case q.ended:
-			return nil, false
+			return nil, 0, false
 		}
 		q.changed.Wait()
 	}
@@ -172,7 +192,7 @@ func (q *inbound) deliver(conn *net.UnixConn, stream io.Writer) {
 	takes := true
 	owed := 0
 	for {
-		bytes, ok := q.next()
+		bytes, cost, ok := q.next()
 		if !ok {
 			return
 		}
@@ -184,7 +204,7 @@ func (q *inbound) deliver(conn *net.UnixConn, stream io.Writer) {
 			_, err := conn.Write(bytes)
 			takes = err == nil
 		}
-		if owed += len(bytes); owed >= Window/4 {
+		if owed += cost; owed >= Window/4 {
 			q.taken(owed)
 			var credit [header]byte
 			binary.BigEndian.PutUint32(credit[:], creditBit|uint32(owed))
@@ -218,17 +238,18 @@ func (b *budget) add(n int) error {
 	return nil
 }
 
-// await waits until something may be sent, and says how much; zero is the end.
+// await waits until something may be sent, and says how much behind a header; zero is
+// the end.
 func (b *budget) await() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.left == 0 && !b.ended {
+	for b.left <= header && !b.ended {
 		b.changed.Wait()
 	}
 	if b.ended {
 		return 0
 	}
-	return min(b.left, MaxChunk)
+	return min(b.left-header, MaxChunk)
 }
 
 func (b *budget) spend(n int) {
@@ -262,7 +283,7 @@ func send(stream io.Writer, conn *net.UnixConn, out *budget) {
 		}
 		buf, n, err := readSome(raw, most)
 		if n > 0 {
-			out.spend(n)
+			out.spend(costOf(n))
 			binary.BigEndian.PutUint32(buf[:], uint32(n))
 			_, err = stream.Write(buf[:header+n])
 		}
