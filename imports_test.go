@@ -24,19 +24,20 @@ func TestImports(t *testing.T) {
 		module + "/libvm": hostCode, module + "/kernels": hostCode, "net/http": size, "github.com/sirupsen/logrus": size, "testing": size,
 	})
 	forbid(t, module+"/internal/guestproto", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/kernels": leaf})
+	forbid(t, module+"/internal/sockrelay", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/internal/guestproto": leaf})
 	forbid(t, module+"/internal/tsc", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/internal/guestproto": leaf})
 	forbid(t, module+"/libvm/qmp", map[string]string{module + "/libvm": "it knows QEMU and nothing of containers"})
 	forbid(t, module+"/libvm/plan", map[string]string{
-		"os/exec": pure, module + "/libvm/qmp": pure, module + "/libvm/hostcgroup": pure, module + "/libvm/hostnet": pure,
+		"os/exec": pure, module + "/libvm/qmp": pure, module + "/libvm/hostcgroup": pure, module + "/libvm/hostsocket": pure, module + "/libvm/hostnet": pure,
 		module + "/libvm/rootfs": pure, module + "/libvm/vmm": pure, module + "/libvm/fdpass": pure, module + "/libvm/template": pure,
 	})
 	forbid(t, module+"/libvm/vmm", map[string]string{
-		module + "/libvm/hostcgroup": onlyVMs, module + "/libvm/hostnet": onlyVMs, module + "/libvm/controlport": onlyVMs, module + "/libvm/lockdown": onlyVMs,
+		module + "/libvm/hostcgroup": onlyVMs, module + "/libvm/hostsocket": onlyVMs, module + "/libvm/hostnet": onlyVMs, module + "/libvm/controlport": onlyVMs, module + "/libvm/lockdown": onlyVMs,
 	})
 	for _, leaf := range []string{"fault", "fdpass", "guesttext", "turn", "self", "qmp", "template", "controlport", "lockdown"} {
 		forbid(t, module+"/libvm/"+leaf, map[string]string{module + "/libvm/plan": below, module + "/libvm/vmm": below, module + "/libvm/rootfs": below})
 	}
-	for _, room := range []string{"plan", "vmm", "rootfs", "hostcgroup", "hostnet", "latemounts", "template", "parts", "fault", "fdpass", "guesttext", "turn", "self"} {
+	for _, room := range []string{"plan", "vmm", "rootfs", "hostcgroup", "hostnet", "hostsocket", "latemounts", "template", "parts", "fault", "fdpass", "guesttext", "turn", "self"} {
 		forbidExactly(t, module+"/libvm/"+room, module+"/libvm", "no name points back to Container and the monitor")
 	}
 	forbid(t, module+"/engineconfig", map[string]string{

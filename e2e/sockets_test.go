@@ -482,3 +482,18 @@ func TestPodmanHostSocket(t *testing.T) {
 		e.want("peer of the server", server.lastPeer(), want)
 	})
 }
+
+// dockerd comes back with another socket, and the container has lived on.
+func TestHostSocketDockerRestarts(t *testing.T) {
+	eachVM(t, func(e *env) {
+		id := e.start("-v", e.d.socket()+":/docker.sock", "busybox", "sleep", "1000")
+		ping := func() string {
+			e.Helper()
+			return e.exec(id, "probe", "dial", "unix", "/docker.sock", "GET /_ping HTTP/1.0\r\n\r\n")
+		}
+		e.wantPart("answer", ping(), "200 OK")
+		e.noErr(e.d.stop())
+		e.noErr(e.d.start())
+		e.wantPart("answer after the restart", ping(), "200 OK")
+	})
+}

@@ -9,13 +9,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-const lockedVar = "LOCKDOWN_TEST"
+const (
+	lockedVar = "LOCKDOWN_TEST"
+	usersVar  = "LOCKDOWN_TEST_USERS" // set for EnterForUsers
+)
 
 // TestMain is also the process that is locked down, which cannot be the one that runs the tests. Built with cgo, as for
 // the race detector, it could not be.
@@ -23,7 +27,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv(lockedVar) == "" {
 		os.Exit(m.Run())
 	}
-	if err := lockedDown(os.Getenv(lockedVar)); err != nil {
+	test := lockedDown
+	if os.Getenv(usersVar) != "" {
+		test = lockedDownForUsers
+	}
+	if err := test(os.Getenv(lockedVar)); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -105,6 +113,79 @@ func tries(dir string, file *os.File) error {
 	return errors.Join(errs...)
 }
 
+// lockedDownForUsers connects to a socket of root's alone as somebody else.
+func lockedDownForUsers(dir string) error {
+	path := filepath.Join(dir, "socket")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return err
+	}
+	if err := EnterForUsers(unix.CAP_DAC_OVERRIDE, unix.CAP_SETUID, unix.CAP_SETGID); err != nil {
+		return fmt.Errorf("enter: %w", err)
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and no unlock: the thread is another user's
+		done <- connectAsUsers(path)
+	}()
+	if err := <-done; err != nil {
+		return err
+	}
+	for range 2 {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			return err
+		}
+		raw, err := conn.SyscallConn()
+		if err != nil {
+			return err
+		}
+		err = raw.Control(func(fd uintptr) {
+			cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+			fmt.Print(cred.Uid, ":", cred.Gid, " ", err, "\n")
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func connectAsUsers(path string) error {
+	for _, id := range []uintptr{1234, 5678} {
+		const keep = ^uintptr(0)
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, id+1, id+1, keep); errno != 0 {
+			return fmt.Errorf("setresgid: %w", errno)
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, id, id, keep); errno != 0 {
+			return fmt.Errorf("setresuid: %w", errno)
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+			return fmt.Errorf("connect: %w", err)
+		}
+	}
+	for what, err := range map[string]error{
+		"read a file":      second(os.ReadFile("/etc/passwd")),
+		"make a file":      os.WriteFile(path+"-new", nil, 0o600),
+		"execute":          exec.Command("/bin/true").Run(),
+		"take more groups": unix.Setgroups([]int{0}),
+		"change the owner": unix.Chown(path, 1, 1),
+		"signal another":   unix.Kill(1, 0),
+	} {
+		if err == nil {
+			return fmt.Errorf("%s: it works", what)
+		}
+	}
+	return nil
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func third(_, _ uintptr, errno unix.Errno) error {
@@ -114,20 +195,38 @@ func third(_, _ uintptr, errno unix.Errno) error {
 	return errno
 }
 
+// program is the test's own, built without cgo, as boxlite is.
+func program(t *testing.T, dir string) *exec.Cmd {
+	t.Helper()
+	path := filepath.Join(dir, "lockdown.test")
+	build := exec.Command("go", "test", "-c", "-o", path, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v: %s", err, out)
+	}
+	cmd := exec.Command(path)
+	cmd.Env = append(os.Environ(), lockedVar+"="+dir)
+	return cmd
+}
+
+func TestEnterForUsers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root may be others")
+	}
+	cmd := program(t, t.TempDir())
+	cmd.Env = append(cmd.Env, usersVar+"=yes")
+	out, err := cmd.CombinedOutput()
+	if want := "1234:1235 <nil>\n5678:5679 <nil>\nlocked down"; err != nil || string(out) != want {
+		t.Errorf("locked down for users: %v: %s, want %s", err, out, want)
+	}
+}
+
 func TestEnter(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// A program without cgo, as boxlite is.
-	program := filepath.Join(dir, "lockdown.test")
-	build := exec.Command("go", "test", "-c", "-o", program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
-	cmd := exec.Command(program)
-	cmd.Env = append(os.Environ(), lockedVar+"="+dir)
+	cmd := program(t, dir)
 	out, err := cmd.CombinedOutput()
 	if err != nil || string(out) != "locked down" {
 		t.Errorf("locked down: %v: %s", err, out)

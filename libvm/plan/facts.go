@@ -65,10 +65,10 @@ const (
 	SourceMissing   SourceKind = iota
 	SourceDirectory            // shared
 	SourceFile                 // shared; fifos too, which then show as inodes
-	SourceSocket               // a unix socket
 	SourceDevice               // a character or block device
 	SourceGuest                // a path of proc, sysfs or devtmpfs: the guest has its own
 	SourceShm                  // a tmpfs at /dev/shm
+	SourceSocket               // a unix socket
 )
 
 // LookAtHost looks at everything that spec mentions.
