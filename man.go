@@ -53,6 +53,7 @@ var annotations = []annotation{
 	{plan.AnnotationVCPUs, "number", "Processors of the VM. By default as many as the CPU limit allows, or the host has."},
 	{plan.AnnotationScratch, "PATH=SIZE", "A disk of its own, such as /var/lib/docker=20G: empty at each start, removed with the container."},
 	{plan.AnnotationSeccomp, "keep", "Let the seccomp filter of config.json hold also for a container with every capability."},
+	{plan.AnnotationHostSockets, "on|off", "Whether the container may connect to unix sockets of the host that it has as bind mounts. An option that says off wins."},
 	{plan.AnnotationTemplate, "auto|off", "Whether the VM may start as a copy of a saved one."},
 }
 
