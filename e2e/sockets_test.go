@@ -497,3 +497,55 @@ func TestHostSocketDockerRestarts(t *testing.T) {
 		e.wantPart("answer after the restart", ping(), "200 OK")
 	})
 }
+
+// A pause that is longer than a guest may take nothing, with much under way, and a server that goes meanwhile.
+func TestHostSocketWhilePaused(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		server := e.hostServer(filepath.Join(e.diskDir(), "server.sock"), 0o666)
+		id := e.start("-v", server.path+":/server.sock", "busybox", "sleep", "1000")
+		through := e.session("exec", id, "probe", "echo-sum", "/server.sock", "67108864")
+		idle := e.session("exec", id, "probe", "linger", "/server.sock")
+		idle.expect("connected\n")
+		e.noErr(waitFor("both clients", func() bool { return server.clients() == 2 }))
+		e.ok("pause", id)
+		time.Sleep(12 * time.Second) // no event tells that nothing goes wrong
+		e.ok("unpause", id)
+		e.want("exit code of 64 MiB there and back", itoa(through.end()), "0")
+		e.ok("pause", id)
+		server.hangUp()
+		e.ok("unpause", id)
+		idle.expect("over after 0 bytes: <nil>\n")
+		idle.end()
+	})
+}
+
+// The dialer is killed, and the monitor.
+func TestHostSocketPartsKilled(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		server := h.hostServer(filepath.Join(h.diskDir(), "server.sock"), 0o666)
+		b := h.bundle("socket-killed", "probe linger /server.sock; probe dial unix /server.sock hello; exec sleep 1000", bindSocket(server.path))
+		c := h.create(b)
+		c.start()
+		h.expect(c.out, "connected\n")
+		h.noErr(unix.Kill(h.childrenOf(c.pid)["boxlite"], unix.SIGKILL))
+		h.noErr(waitFor("the client", func() bool { return server.clients() == 1 }))
+		server.hangUp()
+		h.expect(c.out, "over after 0 bytes: <nil>\n") // connections go on without it
+		h.expect(c.errs, "probe dial:")                // and there are no new ones
+		h.wantStatus(b.id, specs.StateRunning)
+		h.must("delete", "--force", b.id)
+		c.out.wait()
+
+		b = h.bundle("socket-monitor-killed", "exec probe linger /server.sock", bindSocket(server.path))
+		c = h.create(b)
+		c.start()
+		h.expect(c.out, "connected\n")
+		h.noErr(unix.Kill(c.pid, unix.SIGKILL))
+		c.end()
+		h.noErr(waitFor("the client has gone", func() bool { return server.clients() == 0 }))
+		h.wantNoProcess(b)
+		h.must("delete", b.id)
+		c.out.wait()
+	})
+}

@@ -3,9 +3,11 @@ package libvm
 import (
 	"errors"
 	"io"
+	"net"
 	"sync"
 
 	"github.com/hashicorp/yamux"
+	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/internal/sockrelay"
@@ -109,7 +111,11 @@ func (m *monitor) acceptClients(socket int) {
 // carryClient connects a client in the container to the host's socket, until both ends
 // have gone. A client that cannot be connected finds its connection closed.
 func (m *monitor) carryClient(socket int, client guestproto.AcceptReply, stream *yamux.Stream) {
-	conn, err := m.sockets.dialer.Dial(socket, client.UID, client.GID)
+	var conn *net.UnixConn
+	err := m.whileBusy(func() (err error) {
+		conn, err = m.sockets.dialer.Dial(socket, client.UID, client.GID)
+		return err
+	})
 	if err != nil {
 		m.reportSocket(socket, err)
 		_ = stream.Close()                 // the guest's sign to close the client
@@ -135,8 +141,25 @@ func (m *monitor) carryDatagrams(socket int) {
 			m.judgeStream(err)
 			return
 		}
-		if err := m.sockets.dialer.Send(socket, uid, gid, buf[:n]); err != nil {
+		err = m.whileBusy(func() error { return m.sockets.dialer.Send(socket, uid, gid, buf[:n]) })
+		if err != nil {
 			m.reportSocket(socket, err) // it is lost, as datagrams may be
+		}
+	}
+}
+
+// whileBusy tries until the host's server is not too busy any more, or the VM has ended.
+// The container's other clients of the socket wait, as under any kernel.
+func (m *monitor) whileBusy(try func() error) error {
+	for {
+		err := try()
+		if !errors.Is(err, unix.EAGAIN) {
+			return err
+		}
+		select {
+		case <-m.lost:
+			return err
+		default:
 		}
 	}
 }

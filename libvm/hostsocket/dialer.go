@@ -25,8 +25,8 @@ import (
 // refused is the answer for ErrRefused: no error number is as high.
 const refused = 255
 
-// A server that is busy lets its clients wait: connecting, or sending a datagram. Its
-// socket's other clients wait for as long.
+// A server that is busy lets its clients wait: connecting, or sending a datagram. After
+// that time the error is EAGAIN.
 var patience = unix.Timeval{Sec: 10}
 
 // RunDialer is the life of the dialer. It ends when the monitor does.
@@ -182,7 +182,8 @@ func (s *socket) become(uid, gid uint32) error {
 	if u := s.peers.User; u != nil {
 		uid, gid = u.UID, u.GID
 	}
-	if !contains(s.peers.UIDs, uid) || !contains(s.peers.GIDs, gid) {
+	const none = ^uint32(0) // to the kernel: as it is
+	if uid == none || gid == none || !contains(s.peers.UIDs, uid) || !contains(s.peers.GIDs, gid) {
 		return ErrRefused
 	}
 	// The effective ids are what a connection shows, the real ones what a datagram does.

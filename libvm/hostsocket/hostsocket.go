@@ -138,7 +138,8 @@ func (d *Dialer) Close() {
 const request = 8
 
 // Dial connects to a socket for a client with these ids. The caller closes the
-// connection. The error is ErrRefused, or that of the host's kernel.
+// connection. The error is ErrRefused, or that of the host's kernel: EAGAIN after ten
+// seconds in which the server has accepted nobody.
 func (d *Dialer) Dial(socket int, uid, gid uint32) (*net.UnixConn, error) {
 	file, err := d.ask(socket, uid, gid, nil)
 	if err != nil {
@@ -155,9 +156,8 @@ func (d *Dialer) Dial(socket int, uid, gid uint32) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-// Send sends a datagram to a socket for a client with these ids. It waits for as long
-// as the receiver takes nothing, ten seconds
-// at most. The error is as Dial's.
+// Send sends a datagram to a socket for a client with these ids. The error is as
+// Dial's: EAGAIN after ten seconds in which the receiver has taken nothing.
 func (d *Dialer) Send(socket int, uid, gid uint32, datagram []byte) error {
 	_, err := d.ask(socket, uid, gid, datagram)
 	return err
