@@ -1,12 +1,19 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // echoServer answers on the host at address with what it is sent. It returns its port.
@@ -34,12 +41,17 @@ func (e *env) echoServer(address string) string {
 
 // dialEcho sends text from the host to address and returns the answer.
 func dialEcho(address, text string) (string, error) {
-	conn, err := net.DialTimeout("tcp", address, 10*time.Second)
+	return dialEchoOver("tcp", address, text, 20*time.Second)
+}
+
+// dialEchoOver is dialEcho over a network of package net's, with a bound on the answer.
+func dialEchoOver(network, address, text string, timeout time.Duration) (string, error) {
+	conn, err := net.DialTimeout(network, address, 10*time.Second)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return "", err
 	}
 	if _, err := io.WriteString(conn, text); err != nil {
@@ -178,5 +190,102 @@ func TestHostNetwork(t *testing.T) {
 		port := e.echoServer(e.d.gateway)
 		e.want("address", e.runOK("--network", "host", "busybox", "sh", "-c", "ip -o -4 addr show dev eth0 | awk '{ print $4 }'"), "10.0.2.15/24")
 		e.want("what a server on the host says", e.runOK("--network", "host", "busybox", "probe", "dial", "tcp", e.d.gateway+":"+port, "hello"), "hello")
+		port = e.echoServer("127.0.0.1")
+		e.want("what a server on the host's loopback says", e.runOK("--network", "host", "busybox", "probe", "dial", "tcp", "10.0.2.2:"+port, "hello"), "hello")
+	})
+}
+
+// Where a container with the host's network listens, the host's own addresses lead there.
+func TestHostNetworkPorts(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		id := e.start("--network", "host", "busybox", "sleep", "1000")
+		serve := func(network, address string) {
+			e.Helper()
+			e.ok("exec", "--detach", id, "probe", "serve", network, address)
+		}
+		answers := func(network, address string) {
+			e.Helper()
+			if err := waitFor("an answer at "+network+" "+address, func() bool {
+				answer, err := dialEchoOver(network, address, "hello", time.Second)
+				return err == nil && answer == "hello"
+			}); err != nil {
+				e.Fatal(err)
+			}
+		}
+		refuses := func(address string) {
+			e.Helper()
+			if err := waitFor("an error at "+address, func() bool {
+				_, err := dialEcho(address, "hello")
+				return errors.Is(err, syscall.ECONNREFUSED)
+			}); err != nil {
+				e.Error(err)
+			}
+		}
+		serve("tcp", ":5871")
+		serve("tcp4", "0.0.0.0:5872")
+		serve("tcp", "127.0.0.1:5873")
+		serve("tcp", "[::1]:5874")
+		serve("udp", ":5875")
+		serve("udp", "127.0.0.1:5876")
+		serve("tcp", ":871") // as root may
+		for _, address := range []string{"127.0.0.1:5871", e.d.gateway + ":5871", "[::1]:5871", e.d.gateway + ":5872", "127.0.0.1:5873", "[::1]:5874", "127.0.0.1:871"} {
+			answers("tcp", address)
+		}
+		for _, address := range []string{"127.0.0.1:5875", e.d.gateway + ":5875", "127.0.0.1:5876"} {
+			answers("udp", address)
+		}
+		refuses(e.d.gateway + ":5873")
+		refuses("[::1]:5872")
+		refuses("127.0.0.1:5870") // nobody's
+
+		errs := make(chan error)
+		const n = 50
+		text := strings.Repeat("0123456789abcdef", 1<<14)
+		for range n {
+			go func() {
+				answer, err := dialEcho("127.0.0.1:5871", text)
+				if err == nil && answer != text {
+					err = errors.New("another text comes back")
+				}
+				errs <- err
+			}()
+		}
+		for range n {
+			if err := <-errs; err != nil {
+				e.Error(err)
+			}
+		}
+
+		e.ok("exec", id, "sh", "-c", `for p in /proc/[0-9]*; do grep -q ":5871" $p/cmdline && [ $p != /proc/$$ ] && kill ${p#/proc/}; done; true`)
+		refuses("127.0.0.1:5871")
+		serve("tcp", ":5871")
+		answers("tcp", "127.0.0.1:5871")
+		e.ok("rm", "--force", id)
+		refuses("127.0.0.1:5871")
+	})
+}
+
+// A port of the host's that is taken remains whose it is.
+func TestHostNetworkPortTaken(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		port := e.echoServer("127.0.0.1")
+		log := filepath.Join(h.diskDir(), "log")
+		b := h.bundle("taken", fmt.Sprintf("probe serve tcp 127.0.0.1:%s & probe serve tcp 127.0.0.1:5877", port), func(s *specs.Spec) {
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.NetworkNamespace })
+		})
+		h.flags = []string{"--log", log}
+		c := h.create(b)
+		h.flags = nil
+		c.start()
+		if err := waitFor("the port that is free", func() bool { answer, err := dialEcho("127.0.0.1:5877", "x"); return err == nil && answer == "x" }); err != nil {
+			h.Error(err)
+		}
+		text, err := os.ReadFile(log)
+		h.noErr(err)
+		h.wantPart("log", string(text), "address already in use")
+		h.wantPart("log", string(text), "127.0.0.1:"+port)
+		h.must("delete", "--force", b.id)
+		h.wantNoProcess(b)
 	})
 }

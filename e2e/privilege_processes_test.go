@@ -57,7 +57,7 @@ const filePowers = "CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETFCAP"
 // capabilityBits are those that a row may name.
 var capabilityBits = map[string]int{
 	"CHOWN": unix.CAP_CHOWN, "DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "FOWNER": unix.CAP_FOWNER, "FSETID": unix.CAP_FSETID, "SETGID": unix.CAP_SETGID,
-	"SETUID": unix.CAP_SETUID, "DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH, "SYS_ADMIN": unix.CAP_SYS_ADMIN, "SETFCAP": unix.CAP_SETFCAP, "MKNOD": unix.CAP_MKNOD, "KILL": unix.CAP_KILL, "NET_ADMIN": unix.CAP_NET_ADMIN,
+	"SETUID": unix.CAP_SETUID, "DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH, "SYS_ADMIN": unix.CAP_SYS_ADMIN, "NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE, "SETFCAP": unix.CAP_SETFCAP, "MKNOD": unix.CAP_MKNOD, "KILL": unix.CAP_KILL, "NET_ADMIN": unix.CAP_NET_ADMIN,
 }
 
 func TestProcessPowersInTheDocuments(t *testing.T) {
@@ -149,7 +149,7 @@ func (e *env) describeCapabilities(status map[string]string, executes bool) stri
 	bits, err := strconv.ParseUint(effective, 16, 64)
 	e.noErr(err)
 	var names []string
-	for _, name := range append(strings.Fields(filePowers), "MKNOD", "KILL", "NET_ADMIN", "DAC_READ_SEARCH", "SYS_ADMIN") {
+	for _, name := range append(strings.Fields(filePowers), "MKNOD", "KILL", "NET_ADMIN", "NET_BIND_SERVICE", "DAC_READ_SEARCH", "SYS_ADMIN") {
 		if bit := uint64(1) << capabilityBits[name]; bits&bit != 0 {
 			names = append(names, name)
 			bits &^= bit
@@ -363,13 +363,22 @@ func TestProcessPowers(t *testing.T) {
 func TestProcessPowersHostNetwork(t *testing.T) {
 	eachVM(t, func(e *env) {
 		h := e.byHand()
-		b := h.bundle("powers-host-network", "exec sleep 1000", func(s *specs.Spec) {
-			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.NetworkNamespace })
-		})
-		c := h.create(b)
-		h.wantPowers(c.pid, ownID(c.pid), row(rowMonitor, false))
-		h.must("delete", "--force", b.id)
-		c.out.wait()
+		for name, low := range map[string]bool{"low-ports": true, "no-low-ports": false} {
+			b := h.bundle("powers-host-network-"+name, "exec sleep 1000", func(s *specs.Spec) {
+				s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.NetworkNamespace })
+				if !low {
+					s.Process.Capabilities = &specs.LinuxCapabilities{}
+				}
+			})
+			c := h.create(b)
+			want := row(rowMonitor, false)
+			if low {
+				want.capabilities += " NET_BIND_SERVICE"
+			}
+			h.wantPowers(c.pid, ownID(c.pid), want)
+			h.must("delete", "--force", b.id)
+			c.out.wait()
+		}
 	})
 }
 

@@ -54,6 +54,8 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 		guestproto.OpForget:  handle(s.forget),
 		guestproto.OpLook:    handle(s.look),
 		guestproto.OpFlush:   handle(s.flush),
+
+		guestproto.OpListeners: handle(s.awaitListeners),
 	}
 	primeJSON(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.ClockReply{}, guestproto.WaitReply{})
 	return s
@@ -159,6 +161,9 @@ func (s *server) answer(stream *yamux.Stream) {
 		return
 	case guestproto.OpDatagrams:
 		answerRaw(stream, req.Body, s.carryDatagrams)
+		return
+	case guestproto.OpDial:
+		answerRaw(stream, req.Body, s.dial)
 		return
 	}
 	defer stream.Close()

@@ -55,6 +55,9 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	go m.serve(c.listener)
 	go m.watchOOM()
 	m.serveSockets()
+	if m.net.host {
+		go m.publishPorts()
+	}
 	return nil
 }
 
@@ -152,8 +155,11 @@ func (c *creation) countFiles() error {
 func (m *monitor) giveUpPower() error {
 	defer m.steps.Begin("give up privileges")()
 	keep := []int{unix.CAP_KILL} // QEMU is another user's
-	if !m.net.host {
+	switch {
+	case !m.net.host:
 		keep = append(keep, unix.CAP_NET_ADMIN) // taps and filters, until the end
+	case m.cfg.Plan.BindsLowPorts():
+		keep = append(keep, unix.CAP_NET_BIND_SERVICE) // as the container may, see publishPorts
 	}
 	return lockdown.Enter(keep...)
 }

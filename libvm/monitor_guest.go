@@ -159,7 +159,7 @@ func (g *guest) exchange(op guestproto.Op, body, reply any, deadline time.Time, 
 	}
 	allowed, raw := int64(4+guestproto.MaxReply), true
 	switch op { // bytes may follow the reply before it is read here
-	case guestproto.OpStdio, guestproto.OpDNS, guestproto.OpDatagrams:
+	case guestproto.OpStdio, guestproto.OpDNS, guestproto.OpDatagrams, guestproto.OpDial:
 		allowed = controlport.Unlimited
 	case guestproto.OpAccept: // which may wait for long before somebody reads
 		allowed = acceptReply + sockrelay.Window

@@ -3,6 +3,7 @@ package guestproto
 import (
 	"encoding/json"
 	"math"
+	"net/netip"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -79,6 +80,9 @@ const (
 	OpAccept Op = "accept"
 	// SocketRequest, -; the clients' datagrams follow, see package sockrelay
 	OpDatagrams Op = "datagrams"
+	OpListeners Op = "listeners" // ListenersRequest, ListenersReply
+	// DialRequest, -; the connection follows, or packets, see package sockrelay
+	OpDial Op = "dial"
 )
 
 // Request opens every stream. On the wire it is two frames, the name of the
@@ -210,6 +214,31 @@ type SocketRequest struct {
 type AcceptReply struct {
 	UID uint32 `json:"uid"`
 	GID uint32 `json:"gid"`
+}
+
+// MostListeners is how many of the guest's listening sockets are told of.
+const MostListeners = 256
+
+// Listener is a socket in the guest that takes connections, or packets from everybody.
+type Listener struct {
+	Network string         `json:"network"` // "tcp" or "udp"
+	Address netip.AddrPort `json:"address"`
+}
+
+// ListenersRequest is answered when the guest's listening sockets are other than Seen.
+type ListenersRequest struct {
+	Seen []Listener `json:"seen,omitempty"`
+}
+
+// ListenersReply lists the sockets, each once, in an order of its own.
+type ListenersReply struct {
+	Listeners []Listener `json:"listeners,omitempty"`
+}
+
+// DialRequest has guestinit connect to a socket in the guest. It is answered when it is
+// connected.
+type DialRequest struct {
+	Listener
 }
 
 // SeccompFilter is a filter for seccomp(2).

@@ -1,5 +1,5 @@
-// Package sockrelay carries the connection of a unix socket over a stream. Each side of
-// the VM's boundary has one end: guestinit that of the client, the monitor that of the
+// Package sockrelay carries the connection of a socket over a stream. Each side of the
+// VM's boundary has one end: one side that of the client, the other side that of the
 // server. Both do the same.
 //
 // A stream holds chunks, each way. A chunk begins with 4 bytes, big-endian:
@@ -13,7 +13,8 @@
 // included. So either side needs little memory for a connection whose peer does not
 // read, and credit never waits behind bytes that nobody takes.
 //
-// Datagrams go one way, each behind its length and its sender.
+// Datagrams of unix sockets go one way, each behind its length and its sender. Packets of
+// UDP go both ways, each behind its length in 2 bytes.
 package sockrelay
 
 import (
@@ -48,9 +49,16 @@ type Stream interface {
 	Shrink()
 }
 
+// Conn is a connection that can be carried: a net.UnixConn or net.TCPConn.
+type Conn interface {
+	net.Conn
+	syscall.Conn
+	CloseWrite() error
+}
+
 // Join carries a connection over a stream until both of its ends have gone, or the
 // stream has failed. It closes both. The error matches ErrForm, or is nil.
-func Join(conn *net.UnixConn, stream Stream) error {
+func Join(conn Conn, stream Stream) error {
 	in, out := newInbound(), newBudget()
 	var both sync.WaitGroup
 	both.Go(func() {
@@ -188,7 +196,7 @@ func (q *inbound) end() {
 // deliver gives conn's peer what comes, and the other side credit, until the end. Of a
 // peer that does not take it any more, the rest is dropped: it has gone, which send
 // finds.
-func (q *inbound) deliver(conn *net.UnixConn, stream io.Writer) {
+func (q *inbound) deliver(conn Conn, stream io.Writer) {
 	takes := true
 	owed := 0
 	for {
@@ -271,7 +279,7 @@ var buffers = sync.Pool{New: func() any { return new([header + MaxChunk]byte) }}
 
 // send puts what conn's peer writes into the stream. It returns when the peer has gone,
 // conn is closed or the stream has ended.
-func send(stream io.Writer, conn *net.UnixConn, out *budget) {
+func send(stream io.Writer, conn Conn, out *budget) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return

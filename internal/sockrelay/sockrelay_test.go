@@ -254,3 +254,43 @@ func TestDatagram(t *testing.T) {
 		t.Errorf("ReadDatagram of one too large = %v, want ErrForm", err)
 	}
 }
+
+// Packets keep their bounds, the empty one and the longest included, and the end of either side ends the other.
+func TestJoinPackets(t *testing.T) {
+	server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	conn, err := net.DialUDP("udp4", nil, server.LocalAddr().(*net.UDPAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far := streams(t)
+	joined := make(chan struct{})
+	go func() { JoinPackets(conn, far); close(joined) }()
+	buf := make([]byte, MaxPacket)
+	for _, size := range []int{1, 0, 1400, 65507} {
+		packet := bytes.Repeat([]byte{byte(size)}, size)
+		if err := WritePacket(near, packet); err != nil {
+			t.Fatal(err)
+		}
+		n, from, err := server.ReadFromUDPAddrPort(buf)
+		if err != nil || !bytes.Equal(buf[:n], packet) {
+			t.Fatalf("packet of %d: %d bytes, %v", size, n, err)
+		}
+		if _, err := server.WriteToUDPAddrPort(packet, from); err != nil {
+			t.Fatal(err)
+		}
+		if n, err = ReadPacket(near, buf); err != nil || !bytes.Equal(buf[:n], packet) {
+			t.Fatalf("answer of %d: %d bytes, %v", size, n, err)
+		}
+	}
+	if err := near.Close(); err != nil {
+		t.Error(err)
+	}
+	if n, err := ReadPacket(near, buf); !errors.Is(err, io.EOF) {
+		t.Errorf("behind the end: %d bytes, %v", n, err)
+	}
+	<-joined
+}

@@ -72,6 +72,11 @@ func trimAmbient(caps *specs.LinuxCapabilities) {
 	})
 }
 
+// BindsLowPorts says that a process of the container may listen at ports below 1024.
+func (p *Plan) BindsLowPorts() bool {
+	return slices.Contains(allCapabilities(p.Guest.Process), "CAP_NET_BIND_SERVICE")
+}
+
 // allCapabilities is every capability of any of the five sets.
 func allCapabilities(proc *specs.Process) []string {
 	if proc == nil || proc.Capabilities == nil {
