@@ -348,6 +348,12 @@ func (n nics) indexOf(name string) (int, error) {
 	return 0, guestproto.Errorf(guestproto.CodeBadRequest, "no interface is called %q", name)
 }
 
+// nameOf gives the name of a wanted NIC, which the container may have changed.
+func (n nics) nameOf(index int) string {
+	place := slices.IndexFunc(n.wanted, func(l netlink.Link) bool { return l.Attrs().Index == index })
+	return n.wanted[place].Attrs().Name
+}
+
 // has says whether a NIC with that index is there.
 func (n nics) has(index int) bool {
 	return slices.ContainsFunc(n.wanted, func(l netlink.Link) bool { return l.Attrs().Index == index })

@@ -33,6 +33,11 @@ func (s *networkState) applyRoutes(routes []guestproto.Route, links nics) error 
 		if before[routeKey(route)] == route.String() && !links.fresh[route.LinkIndex] {
 			continue
 		}
+		if routes[i].Loopback {
+			if err := writeFile("/proc/sys/net/ipv4/conf/"+links.nameOf(route.LinkIndex)+"/route_localnet", "1"); err != nil {
+				return err
+			}
+		}
 		if err := s.netlink.RouteReplace(route); err != nil {
 			return fmt.Errorf("add route %s: %w", describe(&routes[i]), err)
 		}
@@ -102,6 +107,9 @@ func parseRoute(r *guestproto.Route, links nics) (*netlink.Route, error) {
 	}
 	if r.Family == 6 {
 		route.Family = unix.AF_INET6
+	}
+	if r.Loopback {
+		route.Table = unix.RT_TABLE_LOCAL
 	}
 	bad := func(what, value string) error {
 		return guestproto.Errorf(guestproto.CodeBadRequest, "route %s: %s %q", describe(r), what, value)

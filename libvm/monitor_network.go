@@ -13,7 +13,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
@@ -233,15 +232,20 @@ func (n *network) plugDevice(v *vmm.VM, nics []*nic) error {
 func (n *network) complete(found *hostnet.Found, g *guest) (*guestproto.Network, error) {
 	wanted := found.Network
 	for _, c := range n.nics {
-		if c.cut || c.tap.Route == nil {
+		place := slices.Index(found.Indices, c.index)
+		if c.cut || place < 0 {
 			continue
 		}
-		if place := slices.Index(found.Indices, c.index); place >= 0 {
-			route, neighbour := *c.tap.Route, *c.tap.Neighbour
-			route.Interface, neighbour.Interface = found.Interfaces[place].Name, found.Interfaces[place].Name
-			wanted.Routes = append([]guestproto.Route{route}, wanted.Routes...)
-			wanted.Neighbours = append(wanted.Neighbours, neighbour)
+		name := found.Interfaces[place].Name
+		routes, neighbours := slices.Clone(c.tap.Routes), slices.Clone(c.tap.Neighbours)
+		for i := range routes {
+			routes[i].Interface = name
 		}
+		for i := range neighbours {
+			neighbours[i].Interface = name
+		}
+		wanted.Routes = append(routes, wanted.Routes...)
+		wanted.Neighbours = append(neighbours, wanted.Neighbours...)
 	}
 	if wanted.DNSRelay && !n.dns {
 		stream, err := g.open(guestproto.OpDNS, nil, nil, promptly)
@@ -275,11 +279,10 @@ func (n *network) settled(wanted *guestproto.Network) {
 	n.configured = wanted
 }
 
-// options are Attach's for all interfaces. Clients in the namespace itself are only
-// programs of an ordinary user: the port forwarder of rootless podman.
+// options are Attach's for all interfaces.
 func (n *network) options(hostResolver bool) hostnet.Options {
 	return hostnet.Options{
-		PortRange: n.portRange, HostResolver: hostResolver, Local: userns.RunningInUserNS(), Owner: n.id, Yielding: n.sandbox,
+		PortRange: n.portRange, HostResolver: hostResolver, Owner: n.id, Yielding: n.sandbox,
 	}
 }
 

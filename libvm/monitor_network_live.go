@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/moby/sys/userns"
-
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm/hostnet"
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
@@ -227,10 +225,7 @@ func (n *network) refresh(found *hostnet.Found) error {
 			errs = append(errs, c.tap.Update(nil, c.iface.Name, n.options(found.DNSRelay)))
 		}
 	}
-	if userns.RunningInUserNS() {
-		errs = append(errs, hostnet.Prune(nil, names))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, hostnet.Prune(nil, names))...)
 }
 
 // networkPatience is how long a guest may take for changes of its network.

@@ -443,8 +443,8 @@ type Interface struct {
 	Addresses []string `json:"addresses,omitempty"`
 }
 
-// Route is one entry of the main table, given in the order in which it can be
-// added. Dst is in CIDR form, empty for a default route.
+// Route is one entry of the main table, or with Loopback of the local one, given in the
+// order in which it can be added. Dst is in CIDR form, empty for a default route.
 type Route struct {
 	Interface string `json:"interface"`
 	Dst       string `json:"dst,omitempty"`
@@ -457,6 +457,10 @@ type Route struct {
 	Protocol int `json:"protocol,omitempty"`
 	Metric   int `json:"metric,omitempty"`
 	Flags    int `json:"flags,omitempty"`
+	// Loopback says that Dst is an address of 127/8 all the same, where clients of
+	// 127.0.0.1 are: the interface shall take packets from there. The host sees to it
+	// that no others of 127/8 come.
+	Loopback bool `json:"loopback,omitempty"`
 }
 
 // Neighbour is a permanent ARP or NDP entry.

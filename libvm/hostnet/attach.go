@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 
 	"github.com/vishvananda/netlink"
@@ -24,9 +25,6 @@ type Options struct {
 	// servers for the resolver that Docker runs in it, although the guest
 	// owns the link. See filters.
 	HostResolver bool
-	// Local lets programs in the namespace reach the guest at the link's IPv4
-	// addresses. The guest needs the tap's Route and Neighbour for it.
-	Local bool
 	// Owner is the id of the container whose VM gets the link. One VM at a time has
 	// a link: Attach fails while another owner's VM has it. The exception is the
 	// owner Yielding, whose VM is cut off then.
@@ -41,10 +39,11 @@ type Tap struct {
 	// the last duplicate of it is closed, of which Options.Tun is one; this one is
 	// the caller's to close.
 	File *os.File
-	// Route and Neighbour lead the guest to programs in the namespace itself. They
-	// are nil without Options.Local.
-	Route     *guestproto.Route
-	Neighbour *guestproto.Neighbour
+	// Routes and Neighbours lead the guest to programs in the namespace itself, which
+	// reach the guest at 127.0.0.1 and at the link's IPv4 addresses. Their interface is
+	// for the caller to fill in.
+	Routes     []guestproto.Route
+	Neighbours []guestproto.Neighbour
 
 	index    int  // of the tap's link
 	resolver bool // the link has the filters of Options.HostResolver
@@ -53,7 +52,8 @@ type Tap struct {
 // Attach makes a tap in ns and exchanges the two links' incoming frames: what
 // arrives at the link called name leaves through the tap, and the other way
 // round. The namespace's stack no longer sees either, so that the guest, with
-// the link's MAC and addresses on its NIC, is the only one to answer there.
+// the link's MAC and addresses on its NIC, is the only one to answer there. Programs in
+// the namespace reach the guest as well, see routeLocal.
 //
 // Frames in File carry a struct virtio_net_hdr, so that partial checksums and
 // large segments cross as they are.
@@ -122,7 +122,8 @@ func detach(h *netlink.Handle, link netlink.Link, owner string) error {
 }
 
 // Restore is Detach for every link of the namespace: whatever a link is called by now,
-// and whether or not it has an address still.
+// and whether or not it has an address still. Rules stay only for what another owner's
+// VM has.
 func Restore(ns *os.File, owner string) error {
 	return with(ns, func(h *netlink.Handle) error {
 		links, err := h.LinkList()
@@ -130,6 +131,8 @@ func Restore(ns *os.File, owner string) error {
 			return fmt.Errorf("list links: %w", err)
 		}
 		var errs []error
+		var others []netlink.Addr
+		shared := false
 		for _, link := range links {
 			if isTap(link) {
 				continue
@@ -137,8 +140,14 @@ func Restore(ns *os.File, owner string) error {
 			if err := detach(h, link, owner); err != nil {
 				errs = append(errs, fmt.Errorf("detach interface %s: %w", link.Attrs().Name, err))
 			}
+			if tap, err := holder(h, link); err != nil || tap == nil {
+				continue // the error is detach's as well
+			}
+			shared = true
+			more, err := h.AddrList(link, netlink.FAMILY_V4)
+			others, errs = append(others, more...), append(errs, err)
 		}
-		return errors.Join(errs...)
+		return errors.Join(append(errs, dropRules(h, func(ip net.IP) bool { return !among(others, ip) }, shared))...)
 	})
 }
 
@@ -163,21 +172,25 @@ func wire(h *netlink.Handle, link netlink.Link, made *Tap, opts Options) error {
 	if err := addIngress(h, tap); err != nil {
 		return err
 	}
-	if err := addFilter(h, tap, redirect(link)); err != nil {
-		return err
+	for _, f := range tapFilters(tap, link) {
+		if err := addFilter(h, tap, f); err != nil {
+			return err
+		}
 	}
 	if err := h.LinkSetUp(tap); err != nil {
 		return fmt.Errorf("bring tap %s up: %w", tapName, err)
 	}
-	if opts.Local {
-		if made.Route, made.Neighbour, err = routeLocal(h, link, tap); err != nil {
-			return err
-		}
+	if err := routeLocal(h, link, tap, made); err != nil {
+		return err
 	}
 	if err := addIngress(h, link); err != nil {
 		return err
 	}
-	for _, f := range filters(tap, opts.HostResolver) {
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	for _, f := range append(reserved(link, lo, tap), filters(tap, opts.HostResolver)...) {
 		if err := addFilter(h, link, f); err != nil {
 			return err
 		}
@@ -194,7 +207,8 @@ func claim(h *netlink.Handle, link netlink.Link, yielding string) error {
 	if owner := tap.Attrs().Alias; owner != yielding {
 		return fmt.Errorf("it belongs to the VM of container %s already, and two VMs cannot share a network namespace", owner)
 	}
-	return errors.Join(unwire(h, link), unrouteLocal(h, link), unwire(h, tap))
+	// A tap that is down has no routes.
+	return errors.Join(unwire(h, link), unrouteLocal(h, link), unwire(h, tap), h.LinkSetDown(tap))
 }
 
 // holder is the tap of the VM that has the link, or nil. A VM that has ended

@@ -56,8 +56,8 @@ func (w *Watch) Changes() <-chan struct{} {
 func (w *Watch) Close() error { return w.socket.Close() }
 
 // Update brings what Attach has made for the link called name up to date: with the
-// link's addresses, if opts.Local, and with a resolver that has come since, if
-// opts.HostResolver. Other options do not count. It can be repeated.
+// link's addresses, and with a resolver that has come since, if opts.HostResolver. Other
+// options do not count. It can be repeated.
 func (t *Tap) Update(ns *os.File, name string, opts Options) error {
 	err := with(ns, func(h *netlink.Handle) error {
 		link, err := h.LinkByName(name)
@@ -82,18 +82,7 @@ func (t *Tap) Update(ns *os.File, name string, opts Options) error {
 			}
 			t.resolver = true
 		}
-		if !opts.Local {
-			return nil
-		}
-		if t.Route == nil {
-			t.Route, t.Neighbour, err = routeLocal(h, link, tap)
-			return err
-		}
-		addresses, err := h.AddrList(link, netlink.FAMILY_V4)
-		if err != nil {
-			return err
-		}
-		return routeAddresses(h, addresses, link, tap)
+		return updateLocal(h, link, tap)
 	})
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", name, err)
@@ -101,11 +90,12 @@ func (t *Tap) Update(ns *os.File, name string, opts Options) error {
 	return nil
 }
 
-// Prune takes the rules of Options.Local away that are for addresses which none of
-// the links called names has any more.
+// Prune takes the rules away that lead to the guest from addresses which none of the
+// links called names has any more.
 func Prune(ns *os.File, names []string) error {
 	return with(ns, func(h *netlink.Handle) error {
 		var addresses []netlink.Addr
+		inUse := false
 		for _, name := range names {
 			link, err := h.LinkByName(name)
 			if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -118,8 +108,8 @@ func Prune(ns *os.File, names []string) error {
 			if err != nil {
 				return err
 			}
-			addresses = append(addresses, more...)
+			addresses, inUse = append(addresses, more...), true
 		}
-		return dropRules(h, func(ip net.IP) bool { return !among(addresses, ip) })
+		return dropRules(h, func(ip net.IP) bool { return !among(addresses, ip) }, inUse)
 	})
 }

@@ -3,14 +3,12 @@ package hostnet
 import (
 	"errors"
 	"io"
-	"net"
 	"os"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // watch opens a watch of ns.
@@ -219,88 +217,4 @@ func TestUpdateForResolver(t *testing.T) {
 		}
 		return err
 	})
-}
-
-// Programs of the namespace reach the guest at an address that has come later, and no
-// rule stays for one that has gone, or for a link that has.
-func TestUpdateForLocalClients(t *testing.T) {
-	b := newBench(t, "veth")
-	tap, err := Attach(b.container, "eth0", Options{Local: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tap.File.Close()
-	b.boot(tap)
-	const second = "10.99.0.22"
-	do(t, b.guest, func(h *netlink.Handle) error {
-		eth0, err := h.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
-		return errors.Join(
-			h.AddrAdd(eth0, &netlink.Addr{IPNet: mustAddr(second + "/24")}),
-			h.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: mustAddr(tap.Route.Dst), Scope: netlink.Scope(tap.Route.Scope)}),
-			h.NeighAdd(&netlink.Neigh{LinkIndex: eth0.Attrs().Index, IP: net.ParseIP(tap.Neighbour.IP), State: netlink.NUD_PERMANENT, HardwareAddr: mustMAC(tap.Neighbour.MAC)}),
-		)
-	})
-	echo(t, b.guest, second, 80)
-	inContainer := func(f func(h *netlink.Handle, eth0 netlink.Link) error) {
-		t.Helper()
-		do(t, b.container, func(h *netlink.Handle) error {
-			eth0, err := h.LinkByName("eth0")
-			if err != nil {
-				return err
-			}
-			return f(h, eth0)
-		})
-	}
-	wantRules := func(want ...string) {
-		t.Helper()
-		do(t, b.container, func(h *netlink.Handle) error {
-			rules, err := h.RuleList(netlink.FAMILY_V4)
-			var got []string
-			for _, r := range rules {
-				if r.Table == localTable {
-					got = append(got, r.Dst.IP.String())
-				}
-			}
-			slices.Sort(got)
-			if !slices.Equal(got, want) {
-				t.Errorf("rules for %v, want %v", got, want)
-			}
-			if len(want) == 0 && (len(rules) != 3 || rules[0].Table != unix.RT_TABLE_LOCAL) {
-				t.Errorf("rules = %v, want the kernel's three", rules)
-			}
-			return err
-		})
-	}
-	update := func() {
-		t.Helper()
-		if err := errors.Join(tap.Update(b.container, "eth0", Options{Local: true}), Prune(b.container, []string{"eth0", "gone0"})); err != nil {
-			t.Fatal(err)
-		}
-	}
-	update()
-	wantRules(guestIP4)
-	inContainer(func(h *netlink.Handle, eth0 netlink.Link) error {
-		return h.AddrAdd(eth0, &netlink.Addr{IPNet: mustAddr(second + "/24")})
-	})
-	update()
-	wantRules(guestIP4, second)
-	if err := reach(b.container, second, 80, 1<<16); err != nil {
-		t.Errorf("the address that came later: %v", err)
-	}
-	inContainer(func(h *netlink.Handle, eth0 netlink.Link) error {
-		return h.AddrDel(eth0, &netlink.Addr{IPNet: mustAddr(second + "/24")})
-	})
-	update()
-	wantRules(guestIP4)
-	inContainer(func(h *netlink.Handle, eth0 netlink.Link) error { return h.LinkDel(eth0) })
-	if err := Prune(b.container, nil); err != nil {
-		t.Error(err)
-	}
-	wantRules()
-	if err := tap.Update(b.container, "eth0", Options{}); err == nil {
-		t.Error("Update without link works")
-	}
 }
