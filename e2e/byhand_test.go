@@ -187,7 +187,7 @@ func joinNetwork(s *specs.Spec) {
 
 // madeNetwork is what can be seen of bxns.
 func (h *hand) madeNetwork() string {
-	return h.shOut("ip -n bxns -o link show | awk '{print $2,$3}'; ip -n bxns -o addr show | awk '{print $2,$4}'; tc -n bxns qdisc show; tc -n bxns filter show dev eth7 ingress; ip -n bxns rule; ip -n bxns route show table all")
+	return h.shOut("ip -n bxns -o link show | awk '{print $2,$3}'; ip -n bxns -o addr show | awk '{print $2,$4}'; tc -n bxns qdisc show; tc -n bxns filter show dev eth7 ingress; ip -n bxns rule; ip -4 -n bxns route show table all")
 }
 
 // Who hears that a container does not run any more, hears it of its state too.

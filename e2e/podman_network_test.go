@@ -37,17 +37,34 @@ func fetch(e *podmanEnv, address string) string {
 	return string(text)
 }
 
-// slirp4netns owns a tap in the container's namespace: the VM takes it over like any other interface.
+// slirp4netns owns a tap in the container's namespace: the VM takes it over like any other interface. Ports are forwarded by
+// it, or by a program that connects from inside the namespace.
 func TestPodmanSlirp(t *testing.T) {
 	eachPodman(t, func(e *podmanEnv) {
-		e.startReady("serving", "--name", "web", "--network", "slirp4netns:port_handler=slirp4netns", "-p", "127.0.0.1:18080:80",
-			"busybox", "sh", "-c", httpServer)
-		e.want("published port", fetch(e, "127.0.0.1:18080"), "page\n")
-		e.wantReport(parseReport(e.ok("exec", "web", "sh", "-c", `
+		for handler, network := range map[string]string{"slirp4netns": "slirp4netns:port_handler=slirp4netns", "rootlesskit": "slirp4netns"} {
+			name := "web-" + handler
+			e.startReady("serving", "--name", name, "--network", network, "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
+			e.want("published port, by "+handler, fetch(e, "127.0.0.1:18080"), "page\n")
+			e.wantReport(parseReport(e.ok("exec", name, "sh", "-c", `
 			echo "address=$(ip -o -4 addr show dev tap0 | awk '{ print $4 }')"
 			echo "gateway=$(ip route | awk '/default/ { print $3 }')"
 			echo "ping=$(ping -c 1 -W 10 10.0.2.2 | grep -c ' 0% packet loss')"`)),
-			map[string]string{"address": "10.0.2.100/24", "gateway": "10.0.2.2", "ping": "1"})
+				map[string]string{"address": "10.0.2.100/24", "gateway": "10.0.2.2", "ping": "1"})
+			e.ok("rm", "-f", "-t", "0", name)
+		}
+	})
+}
+
+// reload sets a running container's network up anew.
+func TestPodmanNetworkReload(t *testing.T) {
+	eachPodman(t, func(e *podmanEnv) {
+		e.ok("network", "create", "--subnet", "10.198.23.0/24", "net1")
+		e.startReady("serving", "--name", "web", "--network", "net1", "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
+		for range 2 {
+			e.ok("network", "reload", "web")
+			e.shows("web", "1", "ping -c 1 -W 1 10.198.23.1 | grep -c ' 0% packet loss'")
+			e.want("published port", fetch(e, "127.0.0.1:18080"), "page\n")
+		}
 	})
 }
 

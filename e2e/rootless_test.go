@@ -134,7 +134,9 @@ func TestPasta(t *testing.T) {
 				run := startSession(u.T, u.command(ctx, "pasta", "--config-net", "-t", "18090:8000", "--", "unshare", "--mount", "sh", "-c",
 					"mount -t proc proc /proc && exec "+u.bin()+" run "+tag+"-pasta"), cancel)
 				u.wantPart("address", run.expect("serving"), " 198.51.100.5/24 ")
-				u.want("forwarded port", fetch(e, "198.51.100.5:18090"), "page\n")
+				for _, ip := range []string{"198.51.100.5", "127.0.0.1"} { // it connects to the address, and to the loopback
+					u.want("forwarded port", fetch(e, ip+":18090"), "page\n")
+				}
 				run.send("\n")
 				run.end()
 			})
