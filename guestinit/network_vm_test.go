@@ -29,6 +29,7 @@ func TestNetwork(t *testing.T) {
 			{Interface: "eth1", Gateway: "192.0.2.1", Family: 4, Protocol: 3},
 			{Interface: "eth0", Dst: "198.51.100.0/24", Gateway: "203.0.113.1", Family: 4, Flags: 4 | 16, Metric: 7},
 			{Interface: "eth1", Gateway: "fd00::1", Family: 6},
+			{Interface: "eth1", Dst: "127.254.254.9/32", Source: "127.0.0.1", Family: 4, Scope: 253, Loopback: true},
 		},
 		Neighbours: []guestproto.Neighbour{{Interface: "eth1", IP: "10.1.0.9", MAC: "02:00:00:00:00:09"}},
 		DNSRelay:   true,
@@ -43,6 +44,9 @@ func TestNetwork(t *testing.T) {
 		{"ip route", "default via 192.0.2.1 dev eth1"},
 		{"ip route", "198.51.100.0/24 via 203.0.113.1 dev eth0  metric 7 onlink"},
 		{"ip -6 route", "default via fd00::1 dev eth1"},
+		{"ip route show table local", "127.254.254.9 dev eth1"},
+		{"ip route get 127.254.254.9", "src 127.0.0.1"},
+		{"cat /proc/sys/net/ipv4/conf/eth1/route_localnet /proc/sys/net/ipv4/conf/eth0/route_localnet /proc/sys/net/ipv4/conf/all/route_localnet", "1\n0\n0\n"},
 		{"ip neigh", "10.1.0.9 dev eth1 lladdr 02:00:00:00:00:09"},
 		{"ip addr show lo", "inet6 ::1/128"},
 		{"nslookup -type=a some.name 127.0.0.11", "192.0.2.77"},
@@ -58,6 +62,7 @@ func TestNetwork(t *testing.T) {
 		{"ip -4 addr show eth0", "inet 10.1.0.3/24"},
 		{"ip -4 addr show | grep -c 'inet 10.1.0.2'", "0\n"},
 		{"ip route | grep -c via", "0\n"},
+		{"ip route show table local | grep -c 127.254", "0\n"},
 	}, nil)
 	route := guestproto.Route{Interface: "eth1", Dst: "198.51.100.0/24", Gateway: "10.2.0.9", Family: 4, Protocol: 3}
 	neighbour := guestproto.Neighbour{Interface: "eth1", IP: "10.2.0.8", MAC: "02:00:00:00:00:08"}

@@ -72,6 +72,9 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 		if ipvlan, ok := link.(*netlink.IPVlan); ok && ipvlan.Mode != netlink.IPVLAN_MODE_L2 {
 			return errors.New("ipvlan in another mode than L2 cannot carry a VM")
 		}
+		if len(link.Attrs().HardwareAddr) != 6 {
+			return errors.New("it is not Ethernet")
+		}
 		if err := claim(h, link, opts.Yielding); err != nil {
 			return err
 		}

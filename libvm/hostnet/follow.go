@@ -57,16 +57,20 @@ func (w *Watch) Close() error { return w.socket.Close() }
 
 // Update brings what Attach has made for the link called name up to date: with the
 // link's addresses, and with a resolver that has come since, if opts.HostResolver. Other
-// options do not count. It can be repeated.
+// options do not count. It can be repeated. A link that another VM has by now is left
+// alone.
 func (t *Tap) Update(ns *os.File, name string, opts Options) error {
 	err := with(ns, func(h *netlink.Handle) error {
 		link, err := h.LinkByName(name)
 		if err != nil {
 			return err
 		}
-		tap, err := h.LinkByIndex(t.index)
+		tap, err := holder(h, link)
 		if err != nil {
 			return err
+		}
+		if tap == nil || tap.Attrs().Index != t.index {
+			return nil
 		}
 		if opts.HostResolver && !t.resolver {
 			if err := setPortRange(opts.PortRange); err != nil {

@@ -20,7 +20,7 @@ func Probe() error {
 	defer link.File.Close()
 	tap, err := Attach(ns, link.Name, Options{})
 	if err != nil {
-		return fmt.Errorf("traffic control (act_mirred, cls_u32, sch_ingress): %w", err)
+		return fmt.Errorf("traffic control (act_mirred, cls_u32, sch_ingress) and routing rules: %w", err)
 	}
 	return tap.File.Close()
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
@@ -122,8 +123,15 @@ func rehearsal(stage string, example *specs.Spec) (req guestproto.RehearsalReque
 	if _, err := rand.Read(entropy); err != nil {
 		return req, err
 	}
+	// A NIC of a namespace's has the way to clients there as well.
+	const client = "127.254.254.1"
+	network := UserNetwork
+	network.Routes = append([]guestproto.Route{{
+		Interface: "eth0", Dst: client + "/32", Source: "127.0.0.1", Family: 4, Scope: unix.RT_SCOPE_LINK, Loopback: true,
+	}}, network.Routes...)
+	network.Neighbours = []guestproto.Neighbour{{Interface: "eth0", IP: client, MAC: userNIC.MAC}}
 	return guestproto.RehearsalRequest{
-		Network: &UserNetwork,
+		Network: &network,
 		Hello:   guestproto.HelloRequest{Version: guestproto.Version, UnixNano: time.Now().UnixNano(), Entropy: entropy},
 		Create:  guestproto.CreateRequest{ID: "rehearsal", Spec: plan.Guest, DeviceFilter: plan.DeviceFilter, Seccomp: plan.Seccomp, NullStdin: true},
 	}, nil
