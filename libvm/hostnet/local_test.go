@@ -436,8 +436,16 @@ func TestNeighboursStayOut(t *testing.T) {
 
 			peer, linkPeer := strings.TrimSuffix(tap.Routes[0].Dst, "/32"), strings.TrimSuffix(tap.Routes[1].Dst, "/32")
 			ways := [][2]string{
-				{peerIP4, "127.0.0.1"}, {peerIP4, "127.0.0.11"}, {peerIP4, peer}, {"127.0.0.1", guestIP4}, {peer, guestIP4},
-				{peer, "127.0.0.1"}, {"127.0.0.1", peer}, {"127.0.0.1", "127.0.0.1"}, {"127.0.0.1", peerIP4}, {linkPeer, "127.0.0.1"},
+				{peerIP4, "127.0.0.1"},
+				{peerIP4, "127.0.0.11"},
+				{peerIP4, peer},
+				{"127.0.0.1", guestIP4},
+				{peer, guestIP4},
+				{peer, "127.0.0.1"},
+				{"127.0.0.1", peer},
+				{"127.0.0.1", "127.0.0.1"},
+				{"127.0.0.1", peerIP4},
+				{linkPeer, "127.0.0.1"},
 			}
 			plainly := [][2]string{{peerIP4, linkPeer}, {peerIP4, "169.254.254.99"}, {guestIP4, linkPeer}, {linkPeer, guestIP4}, {"169.254.254.99", guestIP4}}
 			for _, way := range slices.Concat(ways, plainly) {
@@ -530,8 +538,13 @@ func TestGuestStaysOut(t *testing.T) {
 		}
 	}
 	for _, way := range [][2]string{
-		{guestIP4, "127.0.0.1"}, {guestIP4, "127.0.0.11"}, {"127.0.0.1", "127.0.0.11"}, {"127.0.0.1", "127.0.0.1"},
-		{"127.0.0.1", peerIP4}, {peer, peerIP4}, {guestIP4, "127.254.254.99"},
+		{guestIP4, "127.0.0.1"},
+		{guestIP4, "127.0.0.11"},
+		{"127.0.0.1", "127.0.0.11"},
+		{"127.0.0.1", "127.0.0.1"},
+		{"127.0.0.1", peerIP4},
+		{peer, peerIP4},
+		{guestIP4, "127.254.254.99"},
 	} {
 		for _, to := range []net.HardwareAddr{tapMAC, peerMAC, mustMAC("ff:ff:ff:ff:ff:ff"), guestMAC, make(net.HardwareAddr, 6)} {
 			write(to, ipv4Packet(way[0], way[1], unix.IPPROTO_UDP, datagram(9, 80, "intrusion")))
