@@ -12,7 +12,7 @@ import (
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 7
+const Version = 8
 
 const (
 	// ControlPort is the name of the virtio-serial port

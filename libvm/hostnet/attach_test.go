@@ -504,9 +504,11 @@ func TestOneOwner(t *testing.T) {
 		t.Fatalf("Attach with the holder yielding: %v", err)
 	}
 	defer member.File.Close()
-	if err := Detach(b.container, "eth0", "pause"); err != nil {
+	if err := errors.Join(pause.Update(b.container, "eth0", Options{}), Detach(b.container, "eth0", "pause")); err != nil {
 		t.Error(err)
 	}
+	wantWay(t, b.container, "127.0.0.1", member)
+	wantWay(t, b.container, guestIP4, member)
 	wantHolder := func(want string) {
 		t.Helper()
 		do(t, b.container, func(h *netlink.Handle) error {

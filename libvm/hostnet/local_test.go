@@ -17,6 +17,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // know makes the guest find back to clients in the namespace, as guestinit does.
@@ -618,6 +620,23 @@ func TestLocalClientsFollow(t *testing.T) {
 	}
 }
 
+// wantWay wants a client of that address to be led through the tap.
+func wantWay(t *testing.T, ns *os.File, ip string, want *Tap) {
+	t.Helper()
+	do(t, ns, func(h *netlink.Handle) error {
+		routes, err := h.RouteGet(net.ParseIP(ip))
+		if err != nil || len(routes) != 1 || routes[0].LinkIndex != want.index {
+			t.Errorf("route to %s = %v, %v, want through %s", ip, routes, err, want.Name)
+			return nil
+		}
+		from := routes[0].Src.String() + "/32"
+		if !slices.ContainsFunc(want.Routes, func(r guestproto.Route) bool { return r.Dst == from }) {
+			t.Errorf("clients of %s are at %s, and the guest has routes %v", ip, from, want.Routes)
+		}
+		return nil
+	})
+}
+
 // 127.0.0.1 leads to the guest as long as there is a link, whichever goes first. Restore
 // gives all back, whatever has become of the links.
 func TestLocalClientsOfTwoLinks(t *testing.T) {
@@ -636,17 +655,7 @@ func TestLocalClientsOfTwoLinks(t *testing.T) {
 			defer other.File.Close()
 			taps := map[string]*Tap{"eth0": tap, "eth1": other}
 			wantRules(t, b.container, "127.0.0.1", guestIP4, "10.98.0.2")
-			wantWay := func(want *Tap) {
-				t.Helper()
-				do(t, b.container, func(h *netlink.Handle) error {
-					routes, err := h.RouteGetWithOptions(loopback, &netlink.RouteGetOptions{})
-					if err != nil || len(routes) != 1 || routes[0].LinkIndex != want.index || routes[0].Src.String()+"/32" != want.Routes[0].Dst {
-						t.Errorf("route to 127.0.0.1 = %v, %v, want through %s from %s", routes, err, want.Name, want.Routes[0].Dst)
-					}
-					return nil
-				})
-			}
-			wantWay(tap)
+			wantWay(t, b.container, "127.0.0.1", tap)
 			if err := errors.Join(Detach(b.container, first, "c"), taps[first].Remove(b.container)); err != nil {
 				t.Fatal(err)
 			}
@@ -655,7 +664,7 @@ func TestLocalClientsOfTwoLinks(t *testing.T) {
 				if err := errors.Join(tap.Update(b.container, name, Options{}), Prune(b.container, []string{name})); err != nil {
 					t.Fatal(err)
 				}
-				wantWay(tap)
+				wantWay(t, b.container, "127.0.0.1", tap)
 				do(t, b.container, func(h *netlink.Handle) error {
 					link, err := h.LinkByName(name)
 					if err != nil {
