@@ -110,6 +110,7 @@ func TestHostSocket(t *testing.T) {
 		}
 		e.want("answer", dial("hello").stdout, "hello\n")
 		e.want("what is there", e.exec(id, "stat", "-c", "%F %a %u:%g", "/run/server.sock"), "socket 666 0:0")
+		e.want("answer to text with a descriptor", e.exec(id, "probe", "pass", "unix", "/run/server.sock", "hello"), "hello")
 		e.exec(id, "probe", "echo-sum", "/run/server.sock", "67108864") // it writes no more, and reads the rest
 		e.exec(id, "probe", "dial-many", "/run/server.sock", "100")
 		if err := waitFor("all clients are gone", func() bool { return server.clients() == 0 }); err != nil {
@@ -250,6 +251,8 @@ func TestHostSocketDatagrams(t *testing.T) {
 		id := e.start("-v", path+":/dev/log", "busybox", "sleep", "1000")
 		e.exec(id, "logger", "-t", "tagged", "first words")
 		e.wantPart("the log's first", log.next(e), "tagged: first words")
+		e.exec(id, "probe", "pass", "unixgram", "/dev/log", "with a descriptor")
+		e.want("a datagram with a descriptor", log.next(e), "with a descriptor")
 		long := strings.Repeat("long ", 10000)
 		e.exec("-u", "1234:77", id, "probe", "datagram", "/dev/log", long)
 		e.want("a datagram of 50,000 bytes", log.next(e), long)
@@ -288,7 +291,7 @@ func (e *env) datagrams(path string) *datagramLog {
 func (l *datagramLog) next(e *env) string {
 	e.Helper()
 	e.noErr(l.conn.SetReadDeadline(time.Now().Add(20 * time.Second)))
-	buf, oob := make([]byte, 128<<10), make([]byte, 128)
+	buf, oob := make([]byte, 128<<10), make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // no room for descriptors
 	n, oobn, _, _, err := l.conn.ReadMsgUnix(buf, oob)
 	e.noErr(err)
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])

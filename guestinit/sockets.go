@@ -153,7 +153,8 @@ func relayDatagrams(stream io.Writer, conn *net.UnixConn) error {
 		}
 		sender, err := senderOf(oob[:oobn])
 		if err != nil {
-			return err
+			logf("a datagram for a socket of the host's was dropped: %v", err)
+			continue
 		}
 		message := buf[:sockrelay.DatagramHeader+n]
 		sockrelay.PutDatagramHeader(message, sender.Uid, sender.Gid)

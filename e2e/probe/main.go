@@ -35,6 +35,7 @@ var commands = map[string]func(args []string) error{
 	"linger":    linger,
 	"flood":     flood,
 	"datagram":  datagram,
+	"pass":      pass,
 	"syscall":   trySyscall,
 	"inherited": inherited,
 	"clock":     clock,

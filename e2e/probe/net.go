@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/boxlite-oci/boxlite/e2e/stream"
 )
 
@@ -167,6 +169,30 @@ func flood(args []string) error {
 			return nil
 		}
 	}
+}
+
+// pass NETWORK PATH TEXT sends the text to a socket with a descriptor beside it, and over unix reads the text back.
+func pass(args []string) error {
+	conn, err := net.Dial(args[0], args[1])
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	err = raw.Control(func(fd uintptr) { sendErr = unix.Sendmsg(int(fd), []byte(args[2]), unix.UnixRights(0), nil, 0) })
+	if err := errors.Join(err, sendErr); err != nil || args[0] != "unix" {
+		return err
+	}
+	buf := make([]byte, len(args[2]))
+	if _, err := io.ReadFull(conn, buf); err != nil {
+		return err
+	}
+	fmt.Println(string(buf))
+	return nil
 }
 
 // datagram PATH TEXT sends the text to a socket that takes datagrams.

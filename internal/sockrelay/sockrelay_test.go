@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -55,6 +56,7 @@ type queue struct {
 	out     chan []byte
 	left    []byte
 	closing chan struct{}
+	once    sync.Once
 }
 
 func newQueue() *queue {
@@ -93,11 +95,7 @@ func (q *queue) Write(b []byte) (int, error) {
 }
 
 func (q *queue) Close() error {
-	select {
-	case <-q.closing:
-	default:
-		close(q.closing)
-	}
+	q.once.Do(func() { close(q.closing) })
 	return nil
 }
 
@@ -293,4 +291,33 @@ func TestJoinPackets(t *testing.T) {
 		t.Errorf("behind the end: %d bytes, %v", n, err)
 	}
 	<-joined
+}
+
+// FuzzJoin is a side whose other side sends anything: Join ends with its stream, and the peer gets no more than was sent.
+func FuzzJoin(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(append(word(4), "text"...))
+	f.Add(append(append(word(4), "text"...), word(0)...))
+	f.Add(word(creditBit | 1))
+	f.Add(bytes.Repeat(append(word(1), 'x'), 20))
+	f.Add(append(word(MaxChunk), "too little"...))
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		peer, end := socketPair(t)
+		guest, host := streams(t)
+		ended := make(chan error, 1)
+		go func() { ended <- Join(end, host) }()
+		if len(wire) > 0 {
+			if _, err := guest.Write(wire); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = guest.Close()
+		got, err := io.ReadAll(peer)
+		if err := <-ended; err != nil && !errors.Is(err, ErrForm) {
+			t.Errorf("Join = %v", err)
+		}
+		if err != nil && !errors.Is(err, unix.ECONNRESET) || len(got) > len(wire) {
+			t.Errorf("the peer read %d bytes of %d, %v", len(got), len(wire), err)
+		}
+	})
 }
