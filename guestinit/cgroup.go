@@ -15,10 +15,10 @@ import (
 
 const (
 	cgroupRoot = "/sys/fs/cgroup"
-	// containersCgroup is the parent of the container's cgroup. guestinit
+	// containersCgroup is the parent of the containers' cgroups. guestinit
 	// itself stays in the root, so that no container's limit holds it back.
 	containersCgroup = cgroupRoot + "/containers"
-	containerCgroup  = containersCgroup + "/container"
+	containerCgroup  = containersCgroup + "/container" // of the first
 )
 
 // reservedTasks is the number of the kernel's tasks that a container cannot have.
@@ -36,7 +36,7 @@ func tasksForMemory() (int, error) {
 	return strconv.Atoi(strings.TrimSpace(text))
 }
 
-// setupCgroups makes the parent of the container's cgroup, with every controller. Of the
+// setupCgroups makes the parent of the containers' cgroups, with every controller. Of the
 // tasks that the memory is enough for, it keeps some for guestinit.
 func setupCgroups(tasks int) error {
 	if err := enableControllers(cgroupRoot); err != nil {
@@ -72,12 +72,12 @@ type cgroup struct {
 	fd  int
 }
 
-// newCgroup makes the container's cgroup.
-func newCgroup() (*cgroup, error) {
-	if err := os.Mkdir(containerCgroup, 0o755); err != nil {
+// newCgroup makes a container's cgroup.
+func newCgroup(dir string) (*cgroup, error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
-	return openCgroup(containerCgroup)
+	return openCgroup(dir)
 }
 
 func openCgroup(dir string) (*cgroup, error) {

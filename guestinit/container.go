@@ -24,6 +24,7 @@ type container struct {
 	// submounts are those of CreateRequest.
 	submounts map[string][]string
 	sockets   []hostSocket // of CreateRequest
+	joins     []join
 	cgroup    *cgroup
 	devices   *deviceFilter // nil for none
 	oom       *oomWatch     // nil where the kernel has no memory limits
@@ -39,8 +40,12 @@ type container struct {
 	// steps records how it is built; nil for nobody wants to know.
 	steps *trace.Recorder
 
+	// starting is held by start.
+	starting sync.Mutex
+
 	mu      sync.Mutex
 	started bool
+	over    bool // it is being taken away
 	execs   map[string]*process
 	// ended are ids of execs in the order in which they were waited for.
 	ended []string
@@ -49,35 +54,29 @@ type container struct {
 	initStatus guestproto.WaitReply
 }
 
-// createContainer builds the container up to the point before its execve. What a
-// failure leaves behind ends with the VM: the groundwork is used up.
-func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, steps *trace.Recorder) (*container, error) {
+// createContainer builds the container up to the point before its execve. The
+// groundwork is used up also where that fails: then the VM ends, or the caller takes
+// away what there is of the container.
+func createContainer(children *reaper, ground *groundwork, req *guestproto.CreateRequest, joins []join, steps *trace.Recorder) (*container, error) {
 	c := &container{
-		id: req.ID, spec: req.Spec, filter: req.Seccomp, submounts: req.Submounts, children: children, steps: steps, execs: map[string]*process{},
+		id: req.ID, spec: req.Spec, filter: req.Seccomp, submounts: req.Submounts, joins: joins, children: children, steps: steps, execs: map[string]*process{},
 		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init, null: ground.null, nullStdin: req.NullStdin, plainNewlines: req.PlainNewlines,
 	}
 	if err := c.checkSpec(); err != nil {
-		return nil, err
-	}
-	if err := c.step("mount the share", mountShare); err != nil {
-		return nil, err
+		return c, err
 	}
 	var err error
 	if c.sockets, err = openSockets(req.Sockets); err != nil {
-		return nil, err
+		return c, err
 	}
-	takeOver(req.KernelParameters)
 	if err := c.step("set up the cgroup", c.setupCgroup); err != nil {
-		return nil, fmt.Errorf("cgroup: %w", err)
+		return c, fmt.Errorf("cgroup: %w", err)
 	}
 	filterDevices := func() error { return c.filterDevices(req.DeviceFilter) }
 	if err := c.step("attach the device filter", filterDevices); err != nil {
-		return nil, err
+		return c, err
 	}
-	if err := onThread(c.build); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return c, onThread(c.build)
 }
 
 // step runs one of the steps that build the container, which the trace shows.
@@ -263,6 +262,8 @@ func (c *container) start(state *specs.State) error {
 	if started {
 		return guestproto.Errorf(guestproto.CodeBadRequest, "the container has been started already")
 	}
+	c.starting.Lock()
+	defer c.starting.Unlock()
 	if err := c.runHooks(state); err != nil {
 		return err
 	}
@@ -352,6 +353,17 @@ func (c *container) forget(p *process) {
 	if old := c.execs[id]; old != nil {
 		old.forget()
 		delete(c.execs, id)
+	}
+}
+
+// close lets go of what guestinit holds for a container that has ended.
+func (c *container) close() {
+	c.cgroup.close()
+	if c.devices != nil {
+		_ = unix.Close(c.devices.fd)
+	}
+	if c.oom != nil {
+		c.oom.close()
 	}
 }
 

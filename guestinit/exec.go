@@ -41,6 +41,9 @@ func (c *container) exec(req *guestproto.ExecRequest) (int, error) {
 func (c *container) reserve(p *process) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.over {
+		return guestproto.Errorf(guestproto.CodeNoProcess, "container not running")
+	}
 	if c.execs[p.id] != nil {
 		return guestproto.Errorf(guestproto.CodeBadRequest, "process id %q is in use", p.id)
 	}

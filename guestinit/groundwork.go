@@ -26,7 +26,7 @@ const (
 // layGroundwork makes the groundwork, with the device filter of nearly every
 // container.
 func layGroundwork(children *reaper, filter []byte) (*groundwork, error) {
-	group, err := newCgroup()
+	group, err := newCgroup(containerCgroup)
 	if err != nil {
 		return nil, err
 	}

@@ -17,9 +17,9 @@ import (
 const initNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
 // takeInit gives the container its init, which waits in its namespaces and in the
-// container's cgroup. It is the init that was forked ahead, if the spec allows
-// that. A new one belongs to the calling thread, and is born into that thread's
-// time namespace.
+// container's cgroup. It is the init that was forked ahead, if there is one and the spec
+// allows that. A new one belongs to the calling thread, and is born into that thread's
+// time namespace and into those that the container has in common with others.
 func (c *container) takeInit() (err error) {
 	var process specs.Process
 	if c.spec.Process != nil {
@@ -37,7 +37,10 @@ func (c *container) takeInit() (err error) {
 				return err
 			}
 		}
-		flags := uint64(initNamespaces)
+		flags, err := joinOthers(c.joins)
+		if err != nil {
+			return err
+		}
 		if ownUsers {
 			flags |= unix.CLONE_NEWUSER
 		}

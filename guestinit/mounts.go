@@ -12,6 +12,8 @@ import (
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
 // A preparedMount is one mount of the spec that exists but is attached nowhere yet.
@@ -42,7 +44,7 @@ func (c *container) planMounts() (mounts []*preparedMount, err error) {
 		p := &preparedMount{spec: m, fd: -1}
 		mounts = append(mounts, p)
 		if p.plan, err = planMount(m.Options); err == nil && p.isCopy() {
-			err = p.cloneSource()
+			err = c.cloneSource(p)
 		}
 		if err != nil {
 			closeMounts(mounts)
@@ -88,8 +90,12 @@ func (p *preparedMount) isCopy() bool {
 }
 
 // cloneSource makes p a copy of the mount tree at its source.
-func (p *preparedMount) cloneSource() (err error) {
-	p.fd, err = openTree(p.spec.Source, (p.plan.bind|p.plan.idmap)&unix.MS_REC != 0)
+func (c *container) cloneSource(p *preparedMount) (err error) {
+	if p.spec.Source == guestproto.JoinedShm {
+		p.fd, err = c.joinedShm()
+	} else {
+		p.fd, err = openTree(p.spec.Source, (p.plan.bind|p.plan.idmap)&unix.MS_REC != 0)
+	}
 	if err != nil {
 		return err
 	}

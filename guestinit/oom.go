@@ -82,11 +82,7 @@ func (w *oomWatch) await(seen uint64) (uint64, error) {
 
 // awaitOOM answers once the kernel has killed more processes of the container
 // for lack of memory than the request has seen.
-func (s *server) awaitOOM(req *guestproto.OOMRequest) (any, error) {
-	c, err := s.theContainer()
-	if err != nil {
-		return nil, err
-	}
+func (c *container) awaitOOM(req *guestproto.OOMRequest) (any, error) {
 	if c.oom == nil {
 		return nil, errors.New("this kernel does not tell of lack of memory")
 	}

@@ -96,20 +96,14 @@ func play(session *yamux.Session, req *guestproto.RehearsalRequest) error {
 func (s *server) clear() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.container
+	c := s.containers[guestproto.First]
 	if c == nil {
 		return errors.New("no container has been created")
 	}
-	s.container = nil
-	c.cgroup.close()
-	if c.devices != nil {
-		_ = unix.Close(c.devices.fd)
-	}
-	if c.oom != nil {
-		c.oom.close()
-	}
+	delete(s.containers, guestproto.First)
+	c.close()
 	_ = c.null.Close()
-	if err := os.Remove(containerCgroup); err != nil {
+	if err := os.Remove(c.cgroup.dir); err != nil {
 		return err
 	}
 	if err := unix.Unmount(guestproto.ShareDir, unix.MNT_DETACH); err != nil {

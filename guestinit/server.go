@@ -17,7 +17,7 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/tsc"
 )
 
-// A server answers the monitor's requests. It holds the one container.
+// A server answers the monitor's requests. It holds the containers.
 type server struct {
 	children *reaper
 	network  *networkState
@@ -31,29 +31,38 @@ type server struct {
 	// syncing is held while sync(2) is under way for flush.
 	syncing sync.Mutex
 
-	mu        sync.Mutex
-	ground    *groundwork // nil once a create has had it
-	container *container  // nil before create
+	mu         sync.Mutex
+	ground     *groundwork // nil once a create has had it
+	containers map[string]*container
+	// making are the names of members that are being made or removed.
+	making map[string]bool
+	// members is how many there have been.
+	members int
 }
 
 func newServer(children *reaper, network *networkState, ground *groundwork, filter []byte) *server {
-	s := &server{children: children, ground: ground, filter: filter, network: network, dns: &dnsRelay{}}
+	s := &server{
+		children: children, ground: ground, filter: filter, network: network, dns: &dnsRelay{},
+		containers: map[string]*container{}, making: map[string]bool{},
+	}
 	s.handlers = map[guestproto.Op]handler{
 		guestproto.OpHello:   handle(s.hello),
-		guestproto.OpCreate:  handle(s.create),
-		guestproto.OpStart:   handle(s.start),
-		guestproto.OpExec:    handle(s.exec),
-		guestproto.OpWait:    handle(s.wait),
-		guestproto.OpSignal:  handle(s.signal),
-		guestproto.OpResize:  handle(s.resize),
+		guestproto.OpCreate:  handleNamed(s.create),
+		guestproto.OpStart:   handleIn(s, s.start),
+		guestproto.OpExec:    handleIn(s, (*container).answerExec),
+		guestproto.OpWait:    handleIn(s, (*container).answerWait),
+		guestproto.OpSignal:  handleIn(s, (*container).answerSignal),
+		guestproto.OpResize:  handleIn(s, (*container).answerResize),
 		guestproto.OpNetwork: handle(s.configureNetwork),
 		guestproto.OpClock:   handle(s.clock),
-		guestproto.OpUpdate:  handle(s.update),
-		guestproto.OpStats:   handle(s.stats),
-		guestproto.OpOOM:     handle(s.awaitOOM),
+		guestproto.OpUpdate:  handleIn(s, (*container).update),
+		guestproto.OpStats:   handleIn(s, (*container).stats),
+		guestproto.OpOOM:     handleIn(s, (*container).awaitOOM),
 		guestproto.OpForget:  handle(s.forget),
 		guestproto.OpLook:    handle(s.look),
 		guestproto.OpFlush:   handle(s.flush),
+		guestproto.OpFreeze:  handleIn(s, (*container).freeze),
+		guestproto.OpRemove:  handleNamed(s.remove),
 
 		guestproto.OpListeners: handle(s.awaitListeners),
 	}
@@ -62,18 +71,34 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 }
 
 // handler carries out one kind of request. The reply may be nil.
-type handler func(body json.RawMessage) (reply any, err error)
+type handler func(container string, body json.RawMessage) (reply any, err error)
 
 // handle makes a handler from a function that takes its own type of request.
 func handle[T any](f func(req *T) (any, error)) handler {
+	return handleNamed(func(_ string, req *T) (any, error) { return f(req) })
+}
+
+// handleNamed is handle for requests that name a container.
+func handleNamed[T any](f func(container string, req *T) (any, error)) handler {
 	primeJSON(new(T))
-	return func(body json.RawMessage) (any, error) {
+	return func(container string, body json.RawMessage) (any, error) {
 		req, err := decode[T](body)
 		if err != nil {
 			return nil, err
 		}
-		return f(req)
+		return f(container, req)
 	}
+}
+
+// handleIn is handle for requests to a container that has been created.
+func handleIn[T any](s *server, f func(c *container, req *T) (any, error)) handler {
+	return handleNamed(func(name string, req *T) (any, error) {
+		c, err := s.container(name)
+		if err != nil {
+			return nil, err
+		}
+		return f(c, req)
+	})
 }
 
 func decode[T any](body json.RawMessage) (*T, error) {
@@ -149,7 +174,9 @@ func (s *server) answer(stream *yamux.Stream) {
 	debugf("request %s", req.Op)
 	switch req.Op {
 	case guestproto.OpStdio:
-		answerRaw(stream, req.Body, s.attachStdio)
+		answerRaw(stream, req.Body, func(which *guestproto.StdioRequest, stream *yamux.Stream) error {
+			return s.attachStdio(req.Container, which, stream)
+		})
 		return
 	case guestproto.OpDNS:
 		if reply(stream, nil, nil) == nil {
@@ -172,7 +199,7 @@ func (s *server) answer(stream *yamux.Stream) {
 		_ = reply(stream, nil, guestproto.Errorf(guestproto.CodeBadRequest, "unknown request %q", req.Op))
 		return
 	}
-	body, err := h(req.Body)
+	body, err := h(req.Container, req.Body)
 	if err := reply(stream, body, err); err != nil {
 		debugf("reply to %s: %v", req.Op, err)
 	}
@@ -203,52 +230,62 @@ func reply(stream *yamux.Stream, body any, err error) error {
 	return guestproto.WriteFrame(stream, rep)
 }
 
-// theContainer returns the container, or an error before create.
-func (s *server) theContainer() (*container, error) {
+// container returns one that has been created.
+func (s *server) container(name string) (*container, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.container == nil {
+	switch c := s.containers[name]; {
+	case c != nil:
+		return c, nil
+	case name == guestproto.First:
 		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "no container has been created")
+	default:
+		return nil, guestproto.Errorf(guestproto.CodeNoProcess, "the VM has no container %s", name)
 	}
-	return s.container, nil
 }
 
-func (s *server) process(id string) (*container, *process, error) {
-	c, err := s.theContainer()
-	if err != nil {
-		return nil, nil, err
-	}
-	p, err := c.process(id)
-	return c, p, err
-}
-
-func (s *server) create(req *guestproto.CreateRequest) (any, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *server) create(name string, req *guestproto.CreateRequest) (any, error) {
 	var steps *trace.Recorder
 	if req.Trace {
 		steps = trace.New(time.Now())
 	}
-	ground := s.ground
-	if s.ground = nil; ground == nil {
-		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "the VM has a container already, or has failed to make one")
+	create := s.createFirst
+	if name != guestproto.First {
+		create = func(req *guestproto.CreateRequest, steps *trace.Recorder) error {
+			return s.createMember(name, req, steps)
+		}
 	}
-	c, err := createContainer(s.children, ground, req, steps)
-	if err != nil {
+	if err := create(req, steps); err != nil || steps == nil {
 		return nil, err
-	}
-	s.container = c
-	if steps == nil {
-		return nil, nil
 	}
 	return guestproto.CreateReply{Steps: steps.Take()}, nil
 }
 
-func (s *server) start(req *guestproto.StartRequest) (any, error) {
-	c, err := s.theContainer()
-	if err != nil {
-		return nil, err
+// createFirst makes the VM's first container, from what was made beforehand.
+func (s *server) createFirst(req *guestproto.CreateRequest, steps *trace.Recorder) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ground := s.ground
+	if s.ground = nil; ground == nil {
+		return guestproto.Errorf(guestproto.CodeBadRequest, "the VM has a container already, or has failed to make one")
 	}
+	mounted := steps.Begin("mount the share")
+	err := mountShare()
+	mounted()
+	if err != nil {
+		return err
+	}
+	takeOver(req.KernelParameters)
+	c, err := createContainer(s.children, ground, req, nil, steps)
+	if err != nil {
+		return err
+	}
+	s.containers[guestproto.First] = c
+	return nil
+}
+
+// start configures the network, which is the VM's, and has the container go.
+func (s *server) start(c *container, req *guestproto.StartRequest) (any, error) {
 	if req.Network != nil {
 		if err := s.applyNetwork(req.Network); err != nil {
 			return nil, err
@@ -257,11 +294,7 @@ func (s *server) start(req *guestproto.StartRequest) (any, error) {
 	return nil, c.start(req.State)
 }
 
-func (s *server) exec(req *guestproto.ExecRequest) (any, error) {
-	c, err := s.theContainer()
-	if err != nil {
-		return nil, err
-	}
+func (c *container) answerExec(req *guestproto.ExecRequest) (any, error) {
 	pid, err := c.exec(req)
 	if err != nil {
 		return nil, err
@@ -269,16 +302,16 @@ func (s *server) exec(req *guestproto.ExecRequest) (any, error) {
 	return &guestproto.ExecReply{Pid: pid}, nil
 }
 
-func (s *server) wait(req *guestproto.WaitRequest) (any, error) {
-	c, p, err := s.process(req.Process)
+func (c *container) answerWait(req *guestproto.WaitRequest) (any, error) {
+	p, err := c.process(req.Process)
 	if err != nil {
 		return nil, err
 	}
 	return c.wait(p), nil
 }
 
-func (s *server) signal(req *guestproto.SignalRequest) (any, error) {
-	c, p, err := s.process(req.Process)
+func (c *container) answerSignal(req *guestproto.SignalRequest) (any, error) {
+	p, err := c.process(req.Process)
 	if err != nil {
 		return nil, err
 	}
@@ -288,19 +321,15 @@ func (s *server) signal(req *guestproto.SignalRequest) (any, error) {
 	return nil, p.signal(unix.Signal(req.Signal))
 }
 
-func (s *server) resize(req *guestproto.ResizeRequest) (any, error) {
-	_, p, err := s.process(req.Process)
+func (c *container) answerResize(req *guestproto.ResizeRequest) (any, error) {
+	p, err := c.process(req.Process)
 	if err != nil {
 		return nil, err
 	}
 	return nil, p.resize(req.Width, req.Height)
 }
 
-func (s *server) update(req *guestproto.UpdateRequest) (any, error) {
-	c, err := s.theContainer()
-	if err != nil {
-		return nil, err
-	}
+func (c *container) update(req *guestproto.UpdateRequest) (any, error) {
 	settings, err := cgroupSettings(req.Resources)
 	if err != nil {
 		return nil, err
@@ -340,8 +369,12 @@ func answerRaw[T any](stream *yamux.Stream, body json.RawMessage, serve func(*T,
 	}
 }
 
-func (s *server) attachStdio(req *guestproto.StdioRequest, stream *yamux.Stream) error {
-	_, p, err := s.process(req.Process)
+func (s *server) attachStdio(container string, req *guestproto.StdioRequest, stream *yamux.Stream) error {
+	c, err := s.container(container)
+	if err != nil {
+		return err
+	}
+	p, err := c.process(req.Process)
 	if err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ func passCredentials(conn *net.UnixConn) error {
 
 // hostSocket finds the socket that a request names.
 func (s *server) hostSocket(req *guestproto.SocketRequest) (hostSocket, error) {
-	c, err := s.theContainer()
+	c, err := s.container(guestproto.First)
 	if err != nil {
 		return hostSocket{}, err
 	}

@@ -10,11 +10,7 @@ import (
 )
 
 // stats answers with the usage that the container's cgroup counts.
-func (s *server) stats(*struct{}) (any, error) {
-	c, err := s.theContainer()
-	if err != nil {
-		return nil, err
-	}
+func (c *container) stats(*struct{}) (any, error) {
 	return c.cgroup.stats(), nil
 }
 

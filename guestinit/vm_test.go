@@ -61,6 +61,15 @@ type vm struct {
 	session *yamux.Session
 	qemu    *exec.Cmd
 	boot    time.Duration // from the start of QEMU to the hello
+	// container is the one that requests are about.
+	container string
+}
+
+// in is the same guest with requests about another container.
+func (v *vm) in(container string) *vm {
+	other := *v
+	other.container = container
+	return &other
 }
 
 // bootVM boots a guest whose share has a rootfs made of busybox, and says hello.
@@ -241,7 +250,7 @@ func (v *vm) call(op guestproto.Op, body, reply any) error {
 	}
 	defer stream.Close()
 	_ = stream.SetDeadline(time.Now().Add(bootTimeout))
-	return guestproto.Call(stream, op, body, reply)
+	return guestproto.Call(stream, op.In(v.container), body, reply)
 }
 
 // ok is call for requests that must succeed.
@@ -259,7 +268,7 @@ func (v *vm) stdio(id string, name guestproto.Stream) *yamux.Stream {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	if err := guestproto.Call(stream, guestproto.OpStdio, guestproto.StdioRequest{Process: id, Stream: name}, nil); err != nil {
+	if err := guestproto.Call(stream, guestproto.OpStdio.In(v.container), guestproto.StdioRequest{Process: id, Stream: name}, nil); err != nil {
 		v.t.Fatalf("stdio %s: %v", name, err)
 	}
 	return stream

@@ -33,8 +33,14 @@ const (
 	commandWait = "wait"
 )
 
-// guest holds one container.
+// guest holds containers.
 type guest struct {
+	mu         sync.Mutex
+	containers map[string]*container
+}
+
+// container is one of them.
+type container struct {
 	mu        sync.Mutex
 	processes map[string]*process
 	limit     uint64 // of memory, as the last update has it
@@ -42,7 +48,7 @@ type guest struct {
 	killed    chan struct{} // closed and replaced with each kill
 }
 
-// process is one of the container's.
+// process is one of a container's.
 type process struct {
 	args    []string
 	streams map[guestproto.Stream]chan net.Conn
@@ -70,7 +76,7 @@ func Guest(conn net.Conn) {
 		if err != nil {
 			return
 		}
-		g := &guest{processes: map[string]*process{}, killed: make(chan struct{})}
+		g := &guest{containers: map[string]*container{}}
 		for {
 			stream, err := session.AcceptStream()
 			if err != nil {
@@ -135,14 +141,42 @@ func (g *guest) answer(stream *yamux.Stream) {
 	if err == nil && rep.Error == nil && req.Op == guestproto.OpStdio {
 		var s guestproto.StdioRequest
 		_ = json.Unmarshal(req.Body, &s) // handle has
-		p, _ := g.process(s.Process)
+		c, _ := g.container(req)
+		p, _ := c.process(s.Process)
 		p.streams[s.Stream] <- stream
 		return
 	}
 	_ = stream.Close()
 }
 
+// container finds the one that a request is about. What is the VM's has the first one,
+// which may be nil.
+func (g *guest) container(req guestproto.Request) (*container, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch req.Op {
+	case guestproto.OpCreate:
+		g.containers[req.Container] = &container{processes: map[string]*process{}, killed: make(chan struct{})}
+	case guestproto.OpRemove:
+		delete(g.containers, req.Container)
+		return nil, nil
+	}
+	c := g.containers[req.Container]
+	if c == nil && req.Container != guestproto.First {
+		return nil, guestproto.Errorf(guestproto.CodeNoProcess, "no container %q", req.Container)
+	}
+	return c, nil
+}
+
 func (g *guest) handle(req guestproto.Request) (any, error) {
+	c, err := g.container(req)
+	if err != nil {
+		return nil, err
+	}
+	return c.handle(req)
+}
+
+func (c *container) handle(req guestproto.Request) (any, error) {
 	switch req.Op {
 	case guestproto.OpHello:
 		return guestproto.HelloReply{Version: guestproto.Version, KernelRelease: "fake"}, nil
@@ -151,28 +185,28 @@ func (g *guest) handle(req guestproto.Request) (any, error) {
 			if r.Spec.Process == nil {
 				return guestproto.CreateReply{}, nil
 			}
-			return guestproto.CreateReply{}, g.add(guestproto.Init, r.Spec.Process)
+			return guestproto.CreateReply{}, c.add(guestproto.Init, r.Spec.Process)
 		})
 	case guestproto.OpStart:
-		p, err := g.process(guestproto.Init)
+		p, err := c.process(guestproto.Init)
 		if err == nil {
-			go g.run(p)
+			go c.run(p)
 		}
 		return nil, err
 	case guestproto.OpExec:
 		return do(req, func(r guestproto.ExecRequest) (any, error) {
-			if err := g.add(r.ID, r.Process); err != nil {
+			if err := c.add(r.ID, r.Process); err != nil {
 				return nil, err
 			}
-			p, err := g.process(r.ID)
-			go g.run(p)
+			p, err := c.process(r.ID)
+			go c.run(p)
 			return guestproto.ExecReply{Pid: 2}, err
 		})
 	case guestproto.OpStdio:
-		return do(req, func(r guestproto.StdioRequest) (any, error) { _, err := g.process(r.Process); return nil, err })
+		return do(req, func(r guestproto.StdioRequest) (any, error) { _, err := c.process(r.Process); return nil, err })
 	case guestproto.OpWait:
 		return do(req, func(r guestproto.WaitRequest) (any, error) {
-			p, err := g.process(r.Process)
+			p, err := c.process(r.Process)
 			if err != nil {
 				return nil, err
 			}
@@ -180,24 +214,24 @@ func (g *guest) handle(req guestproto.Request) (any, error) {
 			return p.end, nil
 		})
 	case guestproto.OpSignal:
-		return do(req, func(r guestproto.SignalRequest) (any, error) { return nil, g.signal(r.Process, r.Signal) })
+		return do(req, func(r guestproto.SignalRequest) (any, error) { return nil, c.signal(r.Process, r.Signal) })
 	case guestproto.OpUpdate:
-		return do(req, g.update)
+		return do(req, c.update)
 	case guestproto.OpStats:
-		g.mu.Lock()
-		defer g.mu.Unlock()
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		return guestproto.StatsReply{
 			CPU:    guestproto.CPUStats{UsageMicros: 5},
-			Memory: guestproto.MemoryStats{Usage: 1, Limit: g.limit, SwapLimit: guestproto.NoLimit},
+			Memory: guestproto.MemoryStats{Usage: 1, Limit: c.limit, SwapLimit: guestproto.NoLimit},
 			Pids:   guestproto.PidsStats{Current: 1, Limit: guestproto.NoLimit},
 		}, nil
 	case guestproto.OpOOM:
-		return do(req, g.awaitKill)
+		return do(req, c.awaitKill)
 	case guestproto.OpClock:
 		return guestproto.ClockReply{UnixNano: time.Now().UnixNano()}, nil
 	case guestproto.OpForget:
 		return guestproto.ForgetReply{Before: 10, After: 1}, nil
-	case guestproto.OpResize, guestproto.OpNetwork, guestproto.OpLook, guestproto.OpFlush, guestproto.OpDNS:
+	case guestproto.OpResize, guestproto.OpNetwork, guestproto.OpLook, guestproto.OpFlush, guestproto.OpDNS, guestproto.OpFreeze, guestproto.OpRemove:
 		return nil, nil
 	}
 	return nil, guestproto.Errorf(guestproto.CodeBadRequest, "unknown request %q", req.Op)
@@ -213,7 +247,7 @@ func do[T any](req guestproto.Request, f func(T) (any, error)) (any, error) {
 }
 
 // add makes a process, which does not run yet.
-func (g *guest) add(id string, spec *specs.Process) error {
+func (c *container) add(id string, spec *specs.Process) error {
 	switch spec.Args[0] {
 	case commandCat, commandExit, commandOOM, commandWait:
 	default:
@@ -225,16 +259,16 @@ func (g *guest) add(id string, spec *specs.Process) error {
 			p.streams[s] = make(chan net.Conn, 1)
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.processes[id] = p
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.processes[id] = p
 	return nil
 }
 
-func (g *guest) process(id string) (*process, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	p := g.processes[id]
+func (c *container) process(id string) (*process, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.processes[id]
 	if p == nil {
 		return nil, guestproto.Errorf(guestproto.CodeNoProcess, "no process %q", id)
 	}
@@ -242,7 +276,7 @@ func (g *guest) process(id string) (*process, error) {
 }
 
 // run is the life of a process.
-func (g *guest) run(p *process) {
+func (c *container) run(p *process) {
 	out := <-p.streams[guestproto.Stdout]
 	over := make(chan int, 1)
 	switch p.args[0] {
@@ -255,11 +289,11 @@ func (g *guest) run(p *process) {
 		code, _ := strconv.Atoi(p.args[1])
 		over <- code
 	case commandOOM:
-		g.mu.Lock()
-		g.kills++
-		close(g.killed)
-		g.killed = make(chan struct{})
-		g.mu.Unlock()
+		c.mu.Lock()
+		c.kills++
+		close(c.killed)
+		c.killed = make(chan struct{})
+		c.mu.Unlock()
 		p.end.OOMKilled = true
 		p.signals <- int(unix.SIGKILL)
 	}
@@ -283,8 +317,8 @@ func (g *guest) run(p *process) {
 	close(p.ended)
 }
 
-func (g *guest) signal(id string, n int) error {
-	p, err := g.process(id)
+func (c *container) signal(id string, n int) error {
+	p, err := c.process(id)
 	if err != nil {
 		return err
 	}
@@ -300,23 +334,23 @@ func (g *guest) signal(id string, n int) error {
 }
 
 // update takes the memory limit, and refuses one of pids: there has to be something.
-func (g *guest) update(r guestproto.UpdateRequest) (any, error) {
+func (c *container) update(r guestproto.UpdateRequest) (any, error) {
 	if r.Resources.Pids != nil {
 		return nil, errors.New("the guest refuses a limit of pids")
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if m := r.Resources.Memory; m != nil && m.Limit != nil {
-		g.limit = uint64(*m.Limit)
+		c.limit = uint64(*m.Limit)
 	}
 	return nil, nil
 }
 
-func (g *guest) awaitKill(r guestproto.OOMRequest) (any, error) {
+func (c *container) awaitKill(r guestproto.OOMRequest) (any, error) {
 	for {
-		g.mu.Lock()
-		kills, killed := g.kills, g.killed
-		g.mu.Unlock()
+		c.mu.Lock()
+		kills, killed := c.kills, c.killed
+		c.mu.Unlock()
 		if kills > r.Seen {
 			return guestproto.OOMReply{Kills: kills}, nil
 		}

@@ -34,6 +34,9 @@
 //	|-- byte ClockRate ------------------------->|
 //	|<------------------ Reply, ClockRateReply --|
 //
+// A pod's members are further containers of the same VM. Each goes through create,
+// start and wait in the same session, and ends with remove. [Op.In] names it.
+//
 // A request is two frames, the operation's name and a body; a reply is one. A
 // frame is a 4-byte big-endian length and that many bytes of JSON, at most
 // [MaxRequest] towards the guest and [MaxReply] towards the host: the guest is

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -62,8 +63,8 @@ func readFrame(r io.Reader, limit uint32) ([]byte, error) {
 	return body, err
 }
 
-// maxOp bounds the name of an operation, in bytes.
-const maxOp = 32
+// maxOp bounds the name of an operation with the container's, in bytes.
+const maxOp = 32 + 1 + 255
 
 // WriteRequest sends a request with a single Write. A nil body is none.
 func WriteRequest(w io.Writer, op Op, body any) (err error) {
@@ -83,7 +84,8 @@ func ReadRequest(r io.Reader) (req Request, err error) {
 	if err != nil {
 		return req, err
 	}
-	req.Op = Op(op)
+	name, container, _ := strings.Cut(string(op), " ")
+	req.Op, req.Container = Op(name), container
 	req.Body, err = readFrame(r, MaxRequest)
 	return req, err
 }

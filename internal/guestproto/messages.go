@@ -12,7 +12,7 @@ import (
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 8
+const Version = 9
 
 const (
 	// ControlPort is the name of the virtio-serial port
@@ -29,7 +29,17 @@ const (
 	// SocketDir is where guestinit makes the sockets of CreateRequest.Sockets, by their
 	// place there ("0", "1"). Sources of bind mounts lie below it, too.
 	SocketDir = "/run/boxlite/sockets"
+	// JoinedShm is the source of a bind mount that shows what the container whose ipc
+	// namespace is joined has at /dev/shm (CreateRequest.Joins).
+	JoinedShm = "/run/boxlite/joined-shm"
 )
+
+// First is the name of the VM's first container, whose end is the VM's. Others are
+// members of its pod, and are called by the host's ids of theirs.
+const First = ""
+
+// MemberName is where in the share a member's rootfs and volumes are.
+func MemberName(member string) string { return "members/" + member }
 
 // LoopDevices is how many loop devices the guest has nodes of.
 const LoopDevices = 8
@@ -53,11 +63,24 @@ type ClockRateReply struct {
 // that their ExecRequest gave them.
 const Init = ""
 
-// Op names a request.
+// Op names a request. On the wire a space and the container's name follow, unless the
+// request is about the first container or the VM (In).
 type Op string
+
+// In returns the operation on a container.
+func (o Op) In(container string) Op {
+	if container == First {
+		return o
+	}
+	return o + " " + Op(container)
+}
 
 // Every request the host can make. The comment names the body of the request
 // and of the reply; a dash is none.
+//
+// OpRemove takes away what is left of a member, be it alive, and lets go of its files,
+// which the host has taken out of the share by then. That the member is not there is no
+// error.
 const (
 	OpHello   Op = "hello"   // HelloRequest, HelloReply
 	OpCreate  Op = "create"  // CreateRequest, CreateReply
@@ -76,6 +99,8 @@ const (
 	OpLook    Op = "look"    // LookRequest, -
 	OpFlush   Op = "flush"   // -, -
 	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
+	OpFreeze  Op = "freeze"  // FreezeRequest, -
+	OpRemove  Op = "remove"  // -, -
 	// SocketRequest, AcceptReply; the client's connection follows, see package sockrelay
 	OpAccept Op = "accept"
 	// SocketRequest, -; the clients' datagrams follow, see package sockrelay
@@ -88,8 +113,9 @@ const (
 // Request opens every stream. On the wire it is two frames, the name of the
 // operation and its body: the guest, which may be emulated, reads the body once.
 type Request struct {
-	Op   Op
-	Body json.RawMessage // empty for none
+	Op        Op
+	Container string          // First for the first one, and for what is the VM's
+	Body      json.RawMessage // empty for none
 }
 
 // Reply answers a Request. Exactly one of Error and Body counts; both may be
@@ -160,7 +186,8 @@ type HelloReply struct {
 	KernelRelease string `json:"kernelRelease"`
 }
 
-// CreateRequest asks for the container to be built up to the point before exec.
+// CreateRequest asks for the container to be built up to the point before exec. The
+// first one of a VM comes first. A member that cannot be built leaves nothing.
 type CreateRequest struct {
 	// ID is the container's id, which names its session keyring.
 	ID string `json:"id"`
@@ -183,6 +210,9 @@ type CreateRequest struct {
 	Submounts map[string][]string `json:"submounts,omitempty"`
 	// Sockets are those of the host that bind mounts show to the container.
 	Sockets []Socket `json:"sockets,omitempty"`
+	// Joins are the namespaces, of the types ipc, pid and uts, that a member has in
+	// common with another container, which is named. All others are its own.
+	Joins map[specs.LinuxNamespaceType]string `json:"joins,omitempty"`
 	// NullStdin gives the container init /dev/null for stdin, and no such stream
 	// to ask for. It says nothing of a process with a terminal.
 	NullStdin bool `json:"nullStdin,omitempty"`
@@ -351,6 +381,12 @@ type SignalRequest struct {
 	Process string `json:"process"`
 	Signal  int    `json:"signal"`
 	All     bool   `json:"all,omitempty"`
+}
+
+// FreezeRequest has the container's processes stand still, or go on. Signals wait,
+// but for SIGKILL.
+type FreezeRequest struct {
+	Frozen bool `json:"frozen"`
 }
 
 // ResizeRequest sets the window size of a process's terminal, in characters.
