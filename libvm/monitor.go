@@ -97,25 +97,12 @@ type monitor struct {
 	net    *network
 	// sockets are the host's that the container may connect to; nil for none.
 	sockets *hostSockets
+	own    *tenant // the monitor's container
+	lost   <-chan struct{}
 
-	stdio Stdio
-	relay *relay
-	ended chan struct{}        // closed when the container init has ended,
-	end   guestproto.WaitReply // which happened like this
-	lost  <-chan struct{}
-
-	mu       sync.Mutex
-	failed   error // why the monitor has ended the VM, if it has
-	started  bool
-	nextExec int
-	// lingering are channels that end the outputs of detached execs whose process
-	// has ended, the oldest first.
-	lingering []chan struct{}
-	killed    chan struct{} // closed when SIGKILL was asked for
-
-	answering gate // before the control requests, those of exec apart
-	paused    pauseState
-	oom       oomCount
+	mu     sync.Mutex // of the tenants too
+	failed error      // why the monitor has ended the VM, if it has
+	paused pauseState
 }
 
 // RunMonitor does the work of the monitor, the process that create starts in the
@@ -133,7 +120,7 @@ type monitor struct {
 // nobody would know of it. RunMonitor returns the status that the process shall
 // exit with, which is the container init's.
 func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
-	m := &monitor{log: log, ended: make(chan struct{}), killed: make(chan struct{})}
+	m := newMonitor(log)
 	signals := catchSignals()
 	loadTimeZone()
 	err := m.create(sync)
@@ -148,11 +135,17 @@ func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 		m.log.Warn("create went away before the container was registered", "error", err)
 		return 1
 	}
-	go m.forward(signals)
-	status := m.waitInit()
-	m.answering.shut(answerPatience)
-	m.reportOOM()
+	go m.own.forward(signals)
+	status := m.own.waitInit()
+	m.own.answering.shut(answerPatience)
+	m.own.reportOOM()
 	return status
+}
+
+func newMonitor(log *slog.Logger) *monitor {
+	m := &monitor{log: log}
+	m.own = newTenant(m)
+	return m
 }
 
 // loadTimeZone makes package time read the host's time zone now. Otherwise it would
@@ -180,7 +173,7 @@ func (m *monitor) commit(sync *net.UnixConn) error {
 
 // waitInit waits for the end of the container, has its output written out, and
 // returns its status.
-func (m *monitor) waitInit() int {
+func (m *tenant) waitInit() int {
 	end := guestproto.WaitReply{ExitStatus: guestproto.ExitStatus{Code: exitVMLost}}
 	select {
 	case <-m.ended:
@@ -243,7 +236,7 @@ func catchSignals() <-chan os.Signal {
 
 // forward hands signals that were sent to the monitor to the container init: its
 // pid is the one that callers have.
-func (m *monitor) forward(signals <-chan os.Signal) {
+func (m *tenant) forward(signals <-chan os.Signal) {
 	for s := range signals {
 		n := s.(syscall.Signal)
 		if n == unix.SIGWINCH && m.onTerminal() {
@@ -259,10 +252,10 @@ func (m *monitor) forward(signals <-chan os.Signal) {
 }
 
 // onTerminal says that the container init has a terminal.
-func (m *monitor) onTerminal() bool { return m.stdio.Stderr == nil && m.stdio.Stdin != nil }
+func (m *tenant) onTerminal() bool { return m.stdio.Stderr == nil && m.stdio.Stdin != nil }
 
 // resize gives the container init's terminal the size of the host's.
-func (m *monitor) resize() error {
+func (m *tenant) resize() error {
 	if !m.paused.gate.enter(nil) {
 		return ErrPaused
 	}
@@ -274,7 +267,7 @@ func (m *monitor) resize() error {
 // is ended.
 const killPatience = 2 * time.Second
 
-func (m *monitor) signal(n int, all bool) error {
+func (m *tenant) signal(n int, all bool) error {
 	if n == int(unix.SIGKILL) {
 		m.mu.Lock()
 		if !m.wasKilled() {
@@ -301,7 +294,7 @@ func (m *monitor) signal(n int, all bool) error {
 	return err
 }
 
-func (m *monitor) wasKilled() bool {
+func (m *tenant) wasKilled() bool {
 	select {
 	case <-m.killed:
 		return true
@@ -312,7 +305,7 @@ func (m *monitor) wasKilled() bool {
 
 // endVM is for a guest that did not carry out a SIGKILL. A container that has
 // ended may still be writing its output; as much of it as is taken in outputPatience.
-func (m *monitor) endVM() {
+func (m *tenant) endVM() {
 	select {
 	case <-m.ended:
 		time.AfterFunc(outputPatience, m.vmm.Kill)
@@ -338,7 +331,7 @@ func (m *monitor) fail(reason error) {
 // start looks at the network namespace as it is now, gives the guest interfaces
 // that have come since create and lets the container init go. It may be asked for
 // once: whatever fails then, the caller ends the VM.
-func (m *monitor) start(steps *trace.Recorder) error {
+func (m *tenant) start(steps *trace.Recorder) error {
 	m.mu.Lock() // not for longer: a signal may have to end what start waits for
 	started := m.started
 	m.started = true
@@ -359,10 +352,10 @@ func (m *monitor) start(steps *trace.Recorder) error {
 	}
 	req := guestproto.StartRequest{Network: m.net.pending(wanted)}
 	defer steps.Begin("start, in the guest")()
-	if m.cfg.Plan.Guest.Hooks == nil {
+	if !m.hooks {
 		err = m.guest.call(guestproto.OpStart, req, nil, within(startTimeout))
 	} else {
-		state := m.cfg.State
+		state := m.state
 		state.Pid = 1 // as the hooks see the container
 		req.State = &state
 		err = m.startWithHooks(req)
@@ -385,7 +378,7 @@ const (
 
 // startWithHooks waits for as long as the hooks take and the guest gives signs of
 // life.
-func (m *monitor) startWithHooks(req guestproto.StartRequest) error {
+func (m *tenant) startWithHooks(req guestproto.StartRequest) error {
 	c := m.guest.begin(guestproto.OpStart, req, nil, 0)
 	for {
 		stream, err := c.await(within(hookLook))

@@ -42,6 +42,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 		return fmt.Errorf("monitor: read configuration: %w", err)
 	}
 	m.steps, m.log = recorder(m.cfg.Trace), m.log.With("id", m.cfg.ID)
+	m.own.state, m.own.hooks = m.cfg.State, m.cfg.Plan.Guest.Hooks != nil
 	c := &creation{monitor: m, sync: sync, share: filepath.Join(m.cfg.StateDir, shareDir)}
 	for _, step := range []func() error{
 		c.prepareProcess, c.listen, c.startDialer, c.buildShare, c.openFiles,
@@ -53,7 +54,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 		}
 	}
 	go m.serve(c.listener)
-	go m.watchOOM()
+	go m.own.watchOOM()
 	m.serveSockets()
 	if m.net.host {
 		go m.publishPorts()
@@ -99,7 +100,7 @@ const namesTimeout = 1200 * time.Millisecond
 // the host's devices below them stay in use until the container looks there.
 func (m *monitor) letGoOfMounts(paths []string) {
 	time.AfterFunc(namesTimeout, func() {
-		if err := m.ask(guestproto.OpLook, guestproto.LookRequest{Paths: paths}, nil); err != nil { // it has ended, or is paused: then the container finds out
+		if err := m.own.ask(guestproto.OpLook, guestproto.LookRequest{Paths: paths}, nil); err != nil { // it has ended, or is paused: then the container finds out
 			m.log.Debug("have the guest look for mounts that have gone", "error", err)
 		}
 	})
@@ -107,7 +108,7 @@ func (m *monitor) letGoOfMounts(paths []string) {
 
 // openFiles opens what the monitor needs of the host later on, and what its VM does.
 func (c *creation) openFiles() (err error) {
-	c.openOOMBell()
+	c.own.openOOMBell(c.cfg.MemoryCgroup)
 	console, err := os.OpenFile(filepath.Join(c.cfg.StateDir, consoleLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fault.Wrap("console log", err)
@@ -131,10 +132,11 @@ func (c *creation) reportAdoption() error {
 	return nil
 }
 
-func (c *creation) dialGuest() (err error) {
-	c.guest, err = dialGuest(c.vmm.Control, controlport.Options{
+func (c *creation) dialGuest() error {
+	guest, err := dialGuest(c.vmm.Control, controlport.Options{
 		Stopped: c.paused.gate.isShut, Violated: func(err error) { go c.fail(err) },
 	})
+	c.guest, c.own.guest = guest, guest
 	return err
 }
 
@@ -262,14 +264,14 @@ func (m *monitor) shareHostname() error {
 func (m *monitor) openStdio() error {
 	proc := m.cfg.Plan.Guest.Process
 	if proc == nil || !proc.Terminal {
-		m.stdio = pipes(os.Stdin, os.Stdout, os.Stderr)
+		m.own.stdio = pipes(os.Stdin, os.Stdout, os.Stderr)
 		return nil
 	}
 	slave, err := openConsole(m.cfg.ConsoleSocket, proc.ConsoleSize)
 	if err != nil {
 		return err
 	}
-	m.stdio = Stdio{Stdin: slave, Stdout: slave}
+	m.own.stdio = Stdio{Stdin: slave, Stdout: slave}
 	return nil
 }
 
@@ -284,10 +286,10 @@ func (m *monitor) bootGuest() error {
 	if m.cfg.Plan.Guest.Process == nil {
 		return nil
 	}
-	if err := m.connectStdio(); err != nil {
+	if err := m.own.connectStdio(); err != nil {
 		return err
 	}
-	go m.awaitInit()
+	go m.own.awaitInit()
 	return nil
 }
 
@@ -316,7 +318,7 @@ func (m *monitor) buildContainer() error {
 	m.net.parameters(m.cfg.Plan.Guest.Linux)
 	req := guestproto.CreateRequest{
 		ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp,
-		KernelParameters: m.cfg.Plan.KernelParameters, Submounts: m.cfg.Plan.Submounts(), Sockets: m.shownSockets(), NullStdin: m.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
+		KernelParameters: m.cfg.Plan.KernelParameters, Submounts: m.cfg.Plan.Submounts(), Sockets: m.shownSockets(), NullStdin: m.own.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
 	}
 	err := m.guest.create(req, m.steps, m.vmm.BootTimeout())
 	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile
@@ -328,7 +330,7 @@ func (m *monitor) buildContainer() error {
 }
 
 // connectStdio begins to carry the container init's streams.
-func (m *monitor) connectStdio() (err error) {
+func (m *tenant) connectStdio() (err error) {
 	if m.relay, err = startRelay(m.guest, guestproto.Init, m.stdio); err != nil || !m.onTerminal() {
 		return err
 	}
@@ -336,7 +338,7 @@ func (m *monitor) connectStdio() (err error) {
 }
 
 // awaitInit waits for the end of the container init.
-func (m *monitor) awaitInit() {
+func (m *tenant) awaitInit() {
 	rep, err := m.guest.wait(guestproto.Init)
 	if err != nil {
 		err = m.explain(err)

@@ -46,7 +46,7 @@ func (o *oomCount) raise(kills uint64) {
 const oomInterval = 100 * time.Millisecond
 
 // watchOOM keeps the count until the VM has ended.
-func (m *monitor) watchOOM() {
+func (m *tenant) watchOOM() {
 	for {
 		seen, _ := m.oom.read()
 		var r guestproto.OOMReply
@@ -60,7 +60,7 @@ func (m *monitor) watchOOM() {
 }
 
 // sendEvents tells a connection of the container's events until its end.
-func (m *monitor) sendEvents(conn *net.UnixConn) error {
+func (m *tenant) sendEvents(conn *net.UnixConn) error {
 	seen, _ := m.oom.read()
 	if err := (controlReply{}).send(conn); err != nil {
 		return err
@@ -93,12 +93,12 @@ func (m *monitor) sendEvents(conn *net.UnixConn) error {
 }
 
 // openOOMBell must be called before the monitor leaves the host's file systems.
-func (m *monitor) openOOMBell() {
-	if m.cfg.MemoryCgroup == "" {
+func (m *tenant) openOOMBell(memoryCgroup string) {
+	if memoryCgroup == "" {
 		return
 	}
 	var err error
-	if m.oom.bell, err = hostcgroup.OpenOOMBell(m.cfg.MemoryCgroup); err != nil {
+	if m.oom.bell, err = hostcgroup.OpenOOMBell(memoryCgroup); err != nil {
 		m.log.Debug("lack of memory in the guest will not show on the host", "error", err)
 	}
 }
@@ -107,7 +107,7 @@ func (m *monitor) openOOMBell() {
 // It does so when the container has ended and the VM is gone. Only the monitor is
 // in the cgroup then, and the callers that watch the cgroup ask only now whether it
 // ran out of memory.
-func (m *monitor) reportOOM() {
+func (m *tenant) reportOOM() {
 	kills, _ := m.oom.read()
 	if kills == 0 || m.oom.bell == nil {
 		return

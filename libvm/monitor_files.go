@@ -76,7 +76,7 @@ func (m *monitor) watchFiles(p *vmm.FileServer) {
 // container files.
 func (m *monitor) forgetFiles(above, limit int) (wait time.Duration, next int) {
 	var r guestproto.ForgetReply
-	err := m.ask(guestproto.OpForget, guestproto.ForgetRequest{Above: above}, &r)
+	err := m.own.ask(guestproto.OpForget, guestproto.ForgetRequest{Above: above}, &r)
 	if r.Before > above || err != nil {
 		m.log.Debug("had the guest forget files", "before", r.Before, "after", r.After, "above", above, "limit", limit, "error", err)
 	}

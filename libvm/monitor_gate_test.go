@@ -1,6 +1,7 @@
 package libvm
 
 import (
+	"log/slog"
 	"testing"
 	"time"
 )
@@ -49,7 +50,7 @@ func TestGate(t *testing.T) {
 }
 
 func TestQueuedSignals(t *testing.T) {
-	var m monitor
+	m := newMonitor(slog.New(slog.DiscardHandler)).own
 	for _, s := range []queuedSignal{{15, false}, {0, false}, {10, false}, {15, false}, {15, true}} {
 		m.queueSignal(s.number, s.all)
 	}

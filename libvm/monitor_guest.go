@@ -26,6 +26,13 @@ import (
 type guest struct {
 	session *yamux.Session
 	port    *controlport.Port
+	// container is the one that requests are about, by its name in the guest.
+	container string
+}
+
+// in is the same guest with requests about another container.
+func (g *guest) in(container string) *guest {
+	return &guest{session: g.session, port: g.port, container: container}
 }
 
 // dialGuest begins the protocol on the VM's control port. Nothing is sent until
@@ -168,7 +175,7 @@ func (g *guest) exchange(op guestproto.Op, body, reply any, deadline time.Time, 
 	}
 	g.port.Allow(stream.StreamID(), allowed)
 	counted := &countedStream{ReadWriter: stream, sent: sent}
-	err = guestproto.Call(counted, op, body, reply)
+	err = guestproto.Call(counted, op.In(g.container), body, reply)
 	var own *guestproto.Error
 	if replied := err == nil || errors.As(err, &own); replied && raw && own == nil {
 		return stream, stream.SetDeadline(time.Time{})

@@ -36,7 +36,7 @@ type updateParams struct {
 
 // update makes room and has the guest set its limits. Nobody else updates: the
 // command holds the container's lock.
-func (m *monitor) update(p *updateParams) error {
+func (m *tenant) update(p *updateParams) error {
 	if p == nil || p.Resources == nil {
 		return errors.New("update: malformed request")
 	}

@@ -41,12 +41,12 @@ func (m *monitor) follow() {
 			}
 		case <-again:
 			due = true
-		case <-m.ended:
+		case <-m.own.ended:
 			return
 		case <-m.lost:
 			return
 		}
-		if !m.paused.gate.await(m.ended) {
+		if !m.paused.gate.await(m.own.ended) {
 			return
 		}
 		if !m.paused.gate.enter(nil) {

@@ -33,7 +33,7 @@ const (
 )
 
 // ask makes a request of the guest if it is not paused.
-func (m *monitor) ask(op guestproto.Op, body, reply any) error {
+func (m *tenant) ask(op guestproto.Op, body, reply any) error {
 	if !m.paused.gate.enter(nil) {
 		return ErrPaused
 	}
@@ -42,7 +42,7 @@ func (m *monitor) ask(op guestproto.Op, body, reply any) error {
 }
 
 // pause stops the VM's processors. It is no error if they are.
-func (m *monitor) pause() error {
+func (m *tenant) pause() error {
 	m.paused.changing.Lock()
 	defer m.paused.changing.Unlock()
 	if m.paused.gate.isShut() {
@@ -73,7 +73,7 @@ func (m *monitor) flush() {
 }
 
 // resume lets the processors go on and brings the guest up to date.
-func (m *monitor) resume() error {
+func (m *tenant) resume() error {
 	queued, err := m.unpause()
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func (m *monitor) unpause() (queued []queuedSignal, err error) {
 }
 
 // catchUp hands on what came during a pause.
-func (m *monitor) catchUp(queued []queuedSignal) {
+func (m *tenant) catchUp(queued []queuedSignal) {
 	for _, s := range queued {
 		if err := m.signal(s.number, s.all); err != nil {
 			m.log.Debug("signal after the pause", "signal", s.number, "error", err)
@@ -115,7 +115,7 @@ func (m *monitor) catchUp(queued []queuedSignal) {
 
 // queueSignal keeps a signal until the pause is over, each once, as the kernel
 // does with those of a frozen process.
-func (m *monitor) queueSignal(n int, all bool) {
+func (m *tenant) queueSignal(n int, all bool) {
 	if s := (queuedSignal{n, all}); n != 0 && !slices.Contains(m.paused.queued, s) {
 		m.paused.queued = append(m.paused.queued, s)
 	}

@@ -42,27 +42,28 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 		fdpass.CloseAll(files)
 		return err
 	}
+	t := m.own
 	if req.Op == controlExec {
-		return m.exec(conn, req.Exec, files)
+		return t.exec(conn, req.Exec, files)
 	}
 	fdpass.CloseAll(files)
-	if !m.answering.enter(nil) {
+	if !t.answering.enter(nil) {
 		return controlReply{Error: toControlError(ErrNotRunning)}.send(conn)
 	}
-	defer m.answering.leave()
+	defer t.answering.leave()
 	switch req.Op {
 	case controlStart:
-		return m.answerStart(conn, req.Trace)
+		return t.answerStart(conn, req.Trace)
 	case controlEvents:
-		return m.sendEvents(conn)
+		return t.sendEvents(conn)
 	}
-	return m.carryOut(&req).send(conn)
+	return t.carryOut(&req).send(conn)
 }
 
 // answerStart starts the container, and ends it unless all the world is told that it
 // runs: a start that fails, or whose command is killed before it has written that
 // down, leaves no process that nobody knows of.
-func (m *monitor) answerStart(conn *net.UnixConn, traced bool) error {
+func (m *tenant) answerStart(conn *net.UnixConn, traced bool) error {
 	steps := recorder(traced)
 	err := m.explain(m.start(steps))
 	if errors.Is(err, ErrRunning) {
@@ -84,7 +85,7 @@ func (m *monitor) answerStart(conn *net.UnixConn, traced bool) error {
 }
 
 // carryOut does what a request asks for that is over with its reply.
-func (m *monitor) carryOut(req *controlRequest) (reply controlReply) {
+func (m *tenant) carryOut(req *controlRequest) (reply controlReply) {
 	var err error
 	switch req.Op {
 	case controlSignal:
@@ -105,7 +106,7 @@ func (m *monitor) carryOut(req *controlRequest) (reply controlReply) {
 }
 
 // exec runs a further process for the connection's other end.
-func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) error {
+func (m *tenant) exec(conn *net.UnixConn, p *execParams, files []*os.File) error {
 	refuse := func(err error) error {
 		fdpass.CloseAll(files)
 		return controlReply{Error: toControlError(m.explain(err))}.send(conn)
@@ -173,7 +174,7 @@ func (m *monitor) exec(conn *net.UnixConn, p *execParams, files []*os.File) erro
 
 // tellLoss tells the command of an exec that the VM has ended under its process. The
 // monitor waits for that before it ends itself.
-func (m *monitor) tellLoss(conn *net.UnixConn, err error) error {
+func (m *tenant) tellLoss(conn *net.UnixConn, err error) error {
 	if !m.answering.enter(nil) {
 		return err // the connection's end says as much
 	}
@@ -184,7 +185,7 @@ func (m *monitor) tellLoss(conn *net.UnixConn, err error) error {
 
 // lostUnder says of a VM that has ended that neither the container's end was the reason
 // nor a SIGKILL.
-func (m *monitor) lostUnder() bool {
+func (m *tenant) lostUnder() bool {
 	select {
 	case <-m.ended:
 		return m.end.ExitStatus == guestproto.ExitStatus{Code: exitVMLost} && !m.wasKilled()
@@ -204,7 +205,7 @@ const mostLingering = 128
 
 // linger waits for the end of the outputs of a detached exec whose process has
 // ended. If there are too many such, the oldest one's end.
-func (m *monitor) linger(r *relay) {
+func (m *tenant) linger(r *relay) {
 	stop := make(chan struct{})
 	m.mu.Lock()
 	m.lingering = append(m.lingering, stop)
@@ -222,7 +223,7 @@ func (m *monitor) linger(r *relay) {
 
 // startExec has the guest execute a process. One that the guest has begun to start
 // when the patience for it is over does not stay.
-func (m *monitor) startExec(req guestproto.ExecRequest) error {
+func (m *tenant) startExec(req guestproto.ExecRequest) error {
 	if !m.paused.gate.enter(nil) {
 		return ErrPaused
 	}
@@ -243,7 +244,7 @@ func (m *monitor) startExec(req guestproto.ExecRequest) error {
 }
 
 // killExec ends an exec's process that nobody stands for.
-func (m *monitor) killExec(id string) {
+func (m *tenant) killExec(id string) {
 	if err := m.guest.signal(id, int(unix.SIGKILL), false); err != nil {
 		m.log.Debug("end an exec's process", "process", id, "error", err) // it has usually ended already
 	}
@@ -272,7 +273,7 @@ func stdioCount(p *specs.Process) int {
 
 // obeyExec carries out what the exec command asks for its process, and kills the
 // process when the command has gone.
-func (m *monitor) obeyExec(conn net.Conn, id string) {
+func (m *tenant) obeyExec(conn net.Conn, id string) {
 	for {
 		var msg execMessage
 		if err := guestproto.ReadFrame(conn, guestproto.MaxReply, &msg); err != nil {

@@ -26,7 +26,7 @@ func TestAnswerAfterTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	m := &monitor{log: slog.New(slog.DiscardHandler), ended: make(chan struct{}), killed: make(chan struct{})}
+	m := newMonitor(slog.New(slog.DiscardHandler)).own
 	if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestLingeringIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	m := &monitor{ended: make(chan struct{}), killed: make(chan struct{})}
+	m := newMonitor(slog.New(slog.DiscardHandler)).own
 	var relays []*relay
 	var over []chan struct{}
 	for range mostLingering + 1 {

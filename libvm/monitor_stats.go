@@ -21,7 +21,7 @@ func checkStats(r *guestproto.StatsReply) error {
 }
 
 // stats asks the guest, or remembers what a pause found.
-func (m *monitor) stats() (*guestproto.StatsReply, error) {
+func (m *tenant) stats() (*guestproto.StatsReply, error) {
 	if !m.paused.gate.enter(nil) {
 		if last := m.paused.stats.Load(); last != nil {
 			return last, nil

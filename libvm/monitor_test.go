@@ -26,7 +26,7 @@ import (
 
 // runMonitor is a monitor in this process, with a fake VM whose guest holds a container.
 // What a monitor does to its process is left out: mounts, the root, lockdown.
-func runMonitor(t *testing.T, process *specs.Process, stdio Stdio) *monitor {
+func runMonitor(t *testing.T, process *specs.Process, stdio Stdio) *tenant {
 	t.Helper()
 	found, err := parts.Find(fakevm.Install(t).Options)
 	if err != nil {
@@ -38,7 +38,8 @@ func runMonitor(t *testing.T, process *specs.Process, stdio Stdio) *monitor {
 			t.Fatal(err)
 		}
 	}
-	m := &monitor{log: slog.New(slog.DiscardHandler), steps: trace.New(time.Now()), ended: make(chan struct{}), killed: make(chan struct{})}
+	m := newMonitor(slog.New(slog.DiscardHandler))
+	m.steps = trace.New(time.Now())
 	m.cfg = monitorConfig{
 		ID: "unit", StateDir: dir, Parts: found, Kernel: found.Kernels["lean"], Accel: accel.TCG, HostNetwork: true,
 		Plan: &plan.Plan{
@@ -49,20 +50,20 @@ func runMonitor(t *testing.T, process *specs.Process, stdio Stdio) *monitor {
 	sync, _ := fakevm.Connections(t)
 	c := &creation{monitor: m, sync: sync, share: filepath.Join(dir, shareDir)}
 	t.Cleanup(m.stop)
-	openStdio := func() error { m.stdio = stdio; return nil }
+	openStdio := func() error { m.own.stdio = stdio; return nil }
 	for _, step := range []func() error{c.prepareProcess, c.listen, c.openFiles, c.startVM, c.reportAdoption, c.dialGuest, openStdio, c.countFiles, c.bootGuest} {
 		if err := step(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	go m.serve(c.listener)
-	go m.watchOOM()
+	go m.own.watchOOM()
 	t.Cleanup(func() { _ = c.listener.Close() })
-	return m
+	return m.own
 }
 
 // ask makes a request of a monitor, as a command does that is satisfied with the reply.
-func ask(t *testing.T, m *monitor, req controlRequest) (controlReply, error) {
+func ask(t *testing.T, m *tenant, req controlRequest) (controlReply, error) {
 	t.Helper()
 	conn, reply, err := dialControl(m.cfg.StateDir, req)
 	if err == nil {
@@ -72,7 +73,7 @@ func ask(t *testing.T, m *monitor, req controlRequest) (controlReply, error) {
 }
 
 // startIt is the start command.
-func startIt(t *testing.T, m *monitor) {
+func startIt(t *testing.T, m *tenant) {
 	t.Helper()
 	conn, reply, err := dialControl(m.cfg.StateDir, controlRequest{Op: controlStart, Trace: true})
 	if err != nil {
@@ -210,7 +211,7 @@ func TestMonitorEvents(t *testing.T) {
 }
 
 // beginExecOf asks a monitor for an exec.
-func beginExecOf(t *testing.T, m *monitor, s *streams, params *execParams) *execSession {
+func beginExecOf(t *testing.T, m *tenant, s *streams, params *execParams) *execSession {
 	t.Helper()
 	x, err := startExec(m.cfg.StateDir, params, s.Stdio, nil)
 	if err != nil {
