@@ -103,7 +103,7 @@ func newApp(logs *logOutput, traced *traceOutput) *cli.App {
 			createCommand, startCommand, stateCommand, killCommand, deleteCommand,
 			runCommand, execCommand, listCommand, psCommand, pauseCommand, resumeCommand, updateCommand, eventsCommand, logsCommand,
 			templateCommand, standbyCommand, specCommand, featuresCommand, checkCommand, installCommand, uninstallCommand, completionCommand,
-			completeCommand, manCommand, monitorCommand, execProcessCommand, standbyKeeperCommand, lateMountsCommand, socketDialerCommand,
+			completeCommand, manCommand, monitorCommand, memberCommand, execProcessCommand, standbyKeeperCommand, lateMountsCommand, socketDialerCommand,
 		},
 		DisableSliceFlagSeparator: true,
 		ExitErrHandler:            func(*cli.Context, error) {}, // run reports

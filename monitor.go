@@ -27,6 +27,13 @@ var monitorCommand = &cli.Command{
 	Action:    func(c *cli.Context) error { return beLongLived(c, libvm.RunMonitor, monitorLog) },
 }
 
+var memberCommand = &cli.Command{
+	Name:      "member",
+	Hidden:    true,
+	ArgsUsage: "ID",
+	Action:    func(c *cli.Context) error { return beLongLived(c, libvm.RunMember, monitorLog) },
+}
+
 var execProcessCommand = &cli.Command{
 	Name:      "exec-process",
 	Hidden:    true,

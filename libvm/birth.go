@@ -34,6 +34,7 @@ type birth struct {
 	spec   *specs.Spec
 	opts   CreateOptions
 	rootfs string
+	pod    *joinedPod // nil for a container with a VM of its own
 
 	cfg     monitorConfig // what was decided, as the monitor is told of it
 	c       *Container
@@ -152,7 +153,11 @@ func (b *birth) monitorCommand(sync, mounts *os.File) (*exec.Cmd, error) {
 	if p := b.spec.Process; p != nil {
 		shown = p.Args
 	}
-	cmd, err := self.Command(b.rt.SelfArgs, shown, "monitor", b.c.ID)
+	command := "monitor"
+	if b.pod != nil {
+		command = "member"
+	}
+	cmd, err := self.Command(b.rt.SelfArgs, shown, command, b.c.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -268,6 +273,12 @@ func (b *birth) awaitReady() error {
 	}
 	if ev.Event == eventAdopted {
 		if err := b.adopt(ev.Adopted); err != nil {
+			return err
+		}
+		return b.awaitReady()
+	}
+	if ev.Event == eventTree {
+		if err := b.attachTree(); err != nil {
 			return err
 		}
 		return b.awaitReady()

@@ -3,7 +3,9 @@ package libvm
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -17,7 +19,8 @@ type Container struct {
 	State
 	dir string
 	rt  *Runtime
-	// monitor is set in the process that made the container.
+	// monitor is set in the process that made the container. For a member of a pod it is
+	// the stand-in.
 	monitor *exec.Cmd
 }
 
@@ -135,9 +138,36 @@ func (c *Container) locked(f func() error) error {
 
 // request asks the monitor for something that has no answer but success.
 func (c *Container) request(req controlRequest) error {
-	conn, _, err := dialControl(c.dir, req)
+	conn, _, err := c.dial(req)
 	if err != nil {
 		return err
 	}
 	return conn.Close()
+}
+
+// dial is dialControl to the monitor that owns the container's VM.
+func (c *Container) dial(req controlRequest) (*net.UnixConn, controlReply, error) {
+	if s := c.Sandbox; s != nil {
+		if !alive(s.Pid, s.PidStart) {
+			return nil, controlReply{}, ErrNotRunning
+		}
+		req.Member = c.ID
+	}
+	return dialControl(c.monitorDir(), req)
+}
+
+// monitorDir is where that monitor has its socket, and the guest's console is.
+func (c *Container) monitorDir() string {
+	if c.Sandbox != nil {
+		return filepath.Join(c.rt.Root, c.Sandbox.ID)
+	}
+	return c.dir
+}
+
+// member is the container's name in requests to that monitor.
+func (c *Container) member() string {
+	if c.Sandbox != nil {
+		return c.ID
+	}
+	return ""
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/trace"
 	"github.com/boxlite-oci/boxlite/libvm/fault"
 	"github.com/boxlite-oci/boxlite/libvm/fdpass"
+	"github.com/boxlite-oci/boxlite/libvm/rootfs"
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
@@ -34,6 +36,9 @@ import (
 // Of an exec that is not detached, execExit comes when its output has ended too.
 // The command's end closing early kills the exec process. After a request for
 // events the monitor sends an eventMessage for each until the container ends.
+//
+// The connection of a join is that of an exec, for the process that stands for a pod's
+// member. Requests about that member come to the same socket, with its id.
 
 type controlOp string
 
@@ -46,14 +51,21 @@ const (
 	controlUpdate controlOp = "update"
 	controlStats  controlOp = "stats"
 	controlEvents controlOp = "events"
+	// These are for the members of a pod: see monitor_member.go.
+	controlShare   controlOp = "share"
+	controlJoin    controlOp = "join"
+	controlRelease controlOp = "release"
 )
 
 type controlRequest struct {
-	Op     controlOp     `json:"op"`
+	Op controlOp `json:"op"`
+	// Member is the container that it is about; empty for the monitor's own.
+	Member string        `json:"member,omitempty"`
 	Signal int           `json:"signal,omitempty"`
 	All    bool          `json:"all,omitempty"`
 	Exec   *execParams   `json:"exec,omitempty"`
 	Update *updateParams `json:"update,omitempty"`
+	Join   *joinParams   `json:"join,omitempty"`
 	// Trace asks for the steps of a start in the reply.
 	Trace bool `json:"trace,omitempty"`
 }
@@ -72,7 +84,9 @@ type controlReply struct {
 	Error *controlError `json:"error,omitempty"`
 	// Stats are the answer to controlStats.
 	Stats *guestproto.StatsReply `json:"stats,omitempty"`
-	Trace []trace.Span           `json:"trace,omitempty"`
+	// Share is the answer to controlShare; the server's pidfd follows.
+	Share *rootfs.Identity `json:"share,omitempty"`
+	Trace []trace.Span     `json:"trace,omitempty"`
 }
 
 // controlError is an error on its way from the monitor to a command: a guest's, or
@@ -96,15 +110,19 @@ func (e *controlError) Unwrap() (errs []error) {
 	return errs
 }
 
-// execEnd is the end of an exec's process: its status, or what became of the VM.
+// execEnd is the end of an exec's process, or of a member: its status, or what became of
+// the VM.
 type execEnd struct {
 	guestproto.ExitStatus
-	Error *controlError `json:"error,omitempty"`
+	OOMKilled bool          `json:"oomKilled,omitempty"` // of a member
+	Error     *controlError `json:"error,omitempty"`
 }
 
 type execMessage struct {
 	Signal int     `json:"signal,omitempty"`
 	Resize *[2]int `json:"resize,omitempty"` // width, height
+	// Gone are mounts of a member's share that the host has taken away.
+	Gone []string `json:"gone,omitempty"`
 }
 
 // sentinelKinds are the errors whose identity crosses the control socket.
@@ -148,27 +166,43 @@ func (e *controlError) err() error {
 // and makes the request; stdio is passed along. The connection is open if and
 // only if the error is nil.
 func dialControl(dir string, req controlRequest, stdio ...*os.File) (_ *net.UnixConn, reply controlReply, err error) {
-	d, err := os.Open(dir)
+	conn, err := connectControl(dir)
 	if err != nil {
 		return nil, reply, err
+	}
+	reply, err = askControl(conn, req, stdio...)
+	if err != nil {
+		return conn, reply, errors.Join(err, conn.Close())
+	}
+	return conn, reply, nil
+}
+
+// connectControl connects to the monitor. A connection takes one request.
+func connectControl(dir string) (*net.UnixConn, error) {
+	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) { // of a pod's sandbox that was deleted
+		return nil, ErrNotRunning
+	}
+	if err != nil {
+		return nil, err
 	}
 	defer d.Close()
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: fdpass.Path(d, socketFile), Net: "unix"})
 	if err != nil {
-		return nil, reply, fmt.Errorf("%w (its monitor does not answer: %s)", ErrNotRunning, fault.Quiet(err.Error()))
+		return nil, fmt.Errorf("%w (its monitor does not answer: %s)", ErrNotRunning, fault.Quiet(err.Error()))
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, conn.Close())
-		}
-	}()
+	return conn, nil
+}
+
+// askControl makes a connection's request, with copies of stdio.
+func askControl(conn *net.UnixConn, req controlRequest, stdio ...*os.File) (reply controlReply, err error) {
 	if err := exchange(conn, &req, &reply, stdio); err != nil {
-		return conn, reply, fmt.Errorf("%s: %w", req.Op, err)
+		return reply, fmt.Errorf("%s: %w", req.Op, err)
 	}
 	if err := reply.Error.err(); err != nil {
-		return conn, reply, err
+		return reply, err
 	}
-	return conn, reply, conn.SetDeadline(time.Time{})
+	return reply, conn.SetDeadline(time.Time{})
 }
 
 // exchange makes a request on a new connection. A monitor that ends meanwhile, be it
@@ -195,10 +229,11 @@ func exchange(conn *net.UnixConn, req *controlRequest, reply *controlReply, stdi
 
 // deadline is when a request is given up. The monitor bounds its own waits, which are
 // shorter; this one is for a monitor that does not answer at all. A start lasts as long
-// as its hooks, and an exec in a paused container as long as the pause.
+// as its hooks, an exec in a paused container as long as the pause, and a join as long
+// as the guest may take to make a container.
 func (r *controlRequest) deadline() time.Time {
 	switch {
-	case r.Op == controlStart, r.Op == controlExec && r.Exec.IgnorePaused:
+	case r.Op == controlStart, r.Op == controlJoin, r.Op == controlExec && r.Exec.IgnorePaused:
 		return time.Time{}
 	case r.Op == controlSignal:
 		return time.Now().Add(signalTimeout)

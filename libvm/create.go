@@ -77,13 +77,16 @@ func (r *Runtime) Create(id string, opts CreateOptions) (_ *Container, err error
 // the container, and what its VM will be.
 func (b *birth) decide(id string) error {
 	planned := b.rt.Trace.Begin("create: rewrite config.json")
-	err := b.makePlan()
+	err := b.makePlan(id)
 	planned()
 	if err != nil {
 		return err
 	}
 	if err := checkNamespaces(b.spec); err != nil {
 		return err
+	}
+	if b.pod != nil {
+		return nil // the VM is there
 	}
 	if err := b.findParts(); err != nil {
 		return err
@@ -100,7 +103,7 @@ func (b *birth) decide(id string) error {
 }
 
 // makePlan looks at the host and rewrites config.json.
-func (b *birth) makePlan() (err error) {
+func (b *birth) makePlan(id string) (err error) {
 	leaveHostNetwork(b.spec)
 	if b.rootfs, err = plan.Rootfs(b.spec, b.opts.Bundle); err != nil {
 		return err
@@ -111,6 +114,12 @@ func (b *birth) makePlan() (err error) {
 	facts, err := plan.LookAtHost(b.spec, b.opts.Bundle)
 	if err != nil {
 		return err
+	}
+	if b.pod, err = b.rt.findPod(id, b.spec); err != nil {
+		return err
+	}
+	if b.pod != nil {
+		facts.Pod = b.pod.facts(id)
 	}
 	b.cfg.Plan, err = plan.Rewrite(b.spec, b.rootfs, facts, b.rt.Overrides)
 	return err
@@ -158,6 +167,10 @@ func (b *birth) claim(id string) (unlock func(), err error) {
 		OCIVersion: b.spec.Version, ID: id, Bundle: b.opts.Bundle, Rootfs: b.rootfs, Created: time.Now().UTC(), Owner: owner(), Spec: b.spec,
 		Shape: b.cfg.Plan.Shape, Accel: b.cfg.Accel.String(), NetNS: netns.Path, OwnUserNS: os.Geteuid() != 0,
 	}}
+	if b.pod != nil {
+		b.c.Sandbox, b.c.Accel, b.c.NetNS = b.pod.ref(), b.pod.sandbox.Accel, ""
+		b.cfg.PodDir = b.c.monitorDir()
+	}
 	fresh, _ := hostNamespaces(b.spec)
 	b.cfg.ID, b.cfg.StateDir, b.cfg.Debug, b.cfg.Trace = id, dir, b.rt.Debug, b.rt.Trace != nil
 	b.cfg.ConsoleSocket, b.cfg.PlainNewlines = b.opts.ConsoleSocket, b.opts.PlainNewlines

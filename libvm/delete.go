@@ -46,7 +46,7 @@ func (c *Container) Delete(force bool) error {
 }
 
 // remove takes away what is left of a container whose monitor has ended: cgroup,
-// what is in a network namespace that outlives it, state dir. Then the poststop hooks
+// what is in a network namespace that outlives it or in the VM of its pod, state dir. Then the poststop hooks
 // run. What could not be taken away is an error, and keeps the rest in place for
 // another try.
 func (c *Container) remove() error {
@@ -54,6 +54,9 @@ func (c *Container) remove() error {
 		return err
 	}
 	c.restoreNetwork()
+	if c.Sandbox != nil {
+		c.leavePod()
+	}
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
 	}

@@ -94,7 +94,7 @@ func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 	}
 	signals := catchSignals()
 	asked := c.rt.Trace.Begin("exec: ask the monitor")
-	x, err := startExec(c.dir, opts.params(), stdio, tty)
+	x, err := startExec(c.monitorDir(), controlRequest{Op: controlExec, Member: c.member(), Exec: opts.params()}, stdio, tty)
 	asked()
 	if err != nil {
 		return guestproto.ExitStatus{}, err
@@ -103,7 +103,7 @@ func (c *Container) Exec(opts ExecOptions) (guestproto.ExitStatus, error) {
 	defer c.rt.Trace.Begin("exec: until the process has ended")()
 	status, err := x.wait(signals)
 	c.rt.Log.Debug("the exec's process has ended", "id", c.ID, "code", status.Code, "signal", status.Signal, "error", err)
-	return status, err
+	return status.ExitStatus, err
 }
 
 // ExecDetached starts a further process in the container, and a process of the host
@@ -154,7 +154,8 @@ func namespaceTypes(list []specs.LinuxNamespace) []specs.LinuxNamespaceType {
 
 // execConfig is what ExecDetached tells the process that it has started.
 type execConfig struct {
-	StateDir      string      `json:"stateDir"`
+	MonitorDir    string      `json:"monitorDir"`
+	Member        string      `json:"member,omitempty"` // of a pod
 	Mounts        string      `json:"mounts,omitempty"` // the mount namespace to enter
 	Exec          *execParams `json:"exec"`
 	ConsoleSocket string      `json:"consoleSocket,omitempty"`
@@ -170,7 +171,7 @@ func (c *Container) commitExec(sync *os.File, pid int, opts ExecOptions) error {
 			return cgroupError(err)
 		}
 	}
-	cfg := execConfig{StateDir: c.dir, Exec: opts.params(), ConsoleSocket: opts.ConsoleSocket}
+	cfg := execConfig{MonitorDir: c.monitorDir(), Member: c.member(), Exec: opts.params(), ConsoleSocket: opts.ConsoleSocket}
 	cfg.Exec.Detached = true
 	if !c.OwnUserNS {
 		cfg.Mounts = fmt.Sprintf("/proc/%d/ns/mnt", c.Pid)
@@ -242,14 +243,15 @@ func beginExec(sync *net.UnixConn) (*execSession, error) {
 		}
 		stdio = Stdio{Stdin: slave, Stdout: slave}
 	}
+	req := controlRequest{Op: controlExec, Member: cfg.Member, Exec: cfg.Exec}
 	if cfg.Mounts == "" {
-		return startExec(cfg.StateDir, cfg.Exec, stdio, slave)
+		return startExec(cfg.MonitorDir, req, stdio, slave)
 	}
 	mounts, err := os.Open(cfg.Mounts)
 	if err != nil {
 		return nil, ErrNotRunning
 	}
-	x, err := startExec(cfg.StateDir, cfg.Exec, stdio, slave)
+	x, err := startExec(cfg.MonitorDir, req, stdio, slave)
 	if err != nil {
 		return nil, err
 	}
@@ -265,27 +267,37 @@ type execSession struct {
 	tty  *os.File // nil without a terminal
 }
 
-// startExec asks the monitor of the container at dir to execute a process with
+// startExec asks the monitor at dir to execute a process with
 // copies of stdio's descriptors. This process gives up its own but for stderr, where
 // it says what goes wrong later, so that a reader of stdout sees the end when the
 // guest's process has closed it. A process with a terminal has the size of tty.
-func startExec(dir string, params *execParams, stdio Stdio, tty *os.File) (*execSession, error) {
-	x := &execSession{tty: tty}
+func startExec(dir string, req controlRequest, stdio Stdio, tty *os.File) (*execSession, error) {
+	files := handedOver(stdio, tty)
+	conn, _, err := dialControl(dir, req, files...)
+	if err != nil {
+		return nil, commandError(err)
+	}
+	return newExecSession(conn, tty, files), nil
+}
+
+// handedOver are the files that the monitor shall have copies of.
+func handedOver(stdio Stdio, tty *os.File) []*os.File {
 	files := []*os.File{stdio.Stdin, stdio.Stdout}
 	if tty == nil {
 		files = append(files, stdio.Stderr)
 	}
-	conn, _, err := dialControl(dir, controlRequest{Op: controlExec, Exec: params}, files...)
-	if err != nil {
-		return nil, commandError(err)
-	}
-	x.conn = conn
-	if x.tty == nil {
+	return files
+}
+
+// newExecSession is for a connection over which the monitor has got the files.
+func newExecSession(conn *net.UnixConn, tty *os.File, files []*os.File) *execSession {
+	x := &execSession{conn: conn, tty: tty}
+	if tty == nil {
 		fdpass.CloseAll(files[:2])
 	} else {
 		x.resize() // errors show again with the next change of size
 	}
-	return x, nil
+	return x
 }
 
 func (x *execSession) resize() {
@@ -296,7 +308,7 @@ func (x *execSession) resize() {
 
 // wait forwards signals until the process has ended. A VM that ends first ends
 // the process too, as a kill does.
-func (x *execSession) wait(signals <-chan os.Signal) (guestproto.ExitStatus, error) {
+func (x *execSession) wait(signals <-chan os.Signal) (execEnd, error) {
 	exit := make(chan execEnd, 1)
 	go func() {
 		var e execEnd
@@ -310,9 +322,9 @@ func (x *execSession) wait(signals <-chan os.Signal) (guestproto.ExitStatus, err
 		select {
 		case e := <-exit:
 			if err := e.Error.err(); err != nil {
-				return guestproto.ExitStatus{Signal: int(unix.SIGKILL)}, err
+				return execEnd{ExitStatus: guestproto.ExitStatus{Signal: int(unix.SIGKILL)}}, err
 			}
-			return e.ExitStatus, nil
+			return e, nil
 		case s := <-signals:
 			if s == unix.SIGWINCH && x.tty != nil {
 				x.resize()

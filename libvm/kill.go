@@ -25,7 +25,7 @@ func (c *Container) signal(signal int, all bool) error {
 	if c.Status() == specs.StateStopped {
 		return ErrNotRunning
 	}
-	conn, _, err := dialControl(c.dir, controlRequest{Op: controlSignal, Signal: signal, All: all})
+	conn, _, err := c.dial(controlRequest{Op: controlSignal, Signal: signal, All: all})
 	switch {
 	case err == nil:
 		return conn.Close()

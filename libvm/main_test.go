@@ -85,6 +85,8 @@ func runSelf(text string) int {
 	switch sync := conn.(*net.UnixConn); args[0] {
 	case "monitor":
 		return RunMonitor(sync, log)
+	case "member":
+		return RunMember(sync, log)
 	case "exec-process":
 		return RunExec(sync, log)
 	case "standby-keeper":

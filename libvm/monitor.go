@@ -19,6 +19,7 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/accel"
 	"github.com/boxlite-oci/boxlite/libvm/parts"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
+	"github.com/boxlite-oci/boxlite/libvm/rootfs"
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
@@ -47,6 +48,9 @@ type monitorConfig struct {
 	HostNetwork bool `json:"hostNetwork"`
 	// Sandbox is the id of the pod's first container, see network.
 	Sandbox string `json:"sandbox,omitempty"`
+	// PodDir is where the monitor is that owns the VM of a pod's member; empty for any
+	// other container.
+	PodDir string `json:"podDir,omitempty"`
 	// SharedMountsFD, if not zero, is the monitor's descriptor of the mount
 	// namespace that it joins, see sharedMounts.
 	SharedMountsFD int `json:"sharedMountsFD,omitempty"`
@@ -83,6 +87,9 @@ const (
 	eventReady     = "ready"      // monitor: the container is held before its exec
 	eventFailed    = "failed"     // monitor: it could not be made
 	eventCommitted = "committed"  // create: state and pid file are written
+	// These are for a pod's member, whose stand-in is the one of a monitor.
+	eventTree     = "tree"     // stand-in: a mount with the member's files follows
+	eventAttached = "attached" // create: virtiofsd serves it
 )
 
 // monitor owns a container's VM for as long as it lives.
@@ -99,10 +106,13 @@ type monitor struct {
 	sockets *hostSockets
 	own    *tenant // the monitor's container
 	lost   <-chan struct{}
+	// served is what virtiofsd serves; without a server if nobody can be shown it.
+	served rootfs.RunningShare
 
 	mu     sync.Mutex // of the tenants too
 	failed error      // why the monitor has ended the VM, if it has
 	paused pauseState
+	pod    pod
 }
 
 // RunMonitor does the work of the monitor, the process that create starts in the
@@ -137,13 +147,14 @@ func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 	}
 	go m.own.forward(signals)
 	status := m.own.waitInit()
+	m.evictMembers()
 	m.own.answering.shut(answerPatience)
 	m.own.reportOOM()
 	return status
 }
 
 func newMonitor(log *slog.Logger) *monitor {
-	m := &monitor{log: log}
+	m := &monitor{log: log, pod: pod{members: map[string]*tenant{}, evicted: make(chan struct{})}}
 	m.own = newTenant(m)
 	return m
 }
@@ -305,11 +316,18 @@ func (m *tenant) wasKilled() bool {
 
 // endVM is for a guest that did not carry out a SIGKILL. A container that has
 // ended may still be writing its output; as much of it as is taken in outputPatience.
+// A member is given up: the others need the VM.
 func (m *tenant) endVM() {
 	select {
 	case <-m.ended:
-		time.AfterFunc(outputPatience, m.vmm.Kill)
+		if m.isOwn() {
+			time.AfterFunc(outputPatience, m.vmm.Kill)
+		}
 	default:
+		if !m.isOwn() {
+			close(m.givenUp)
+			return
+		}
 		m.fail(errors.New("the guest did not end on SIGKILL"))
 	}
 }
@@ -339,33 +357,38 @@ func (m *tenant) start(steps *trace.Recorder) error {
 	if started {
 		return ErrRunning
 	}
+	if !m.isOwn() {
+		return m.startIn(steps, guestproto.StartRequest{})
+	}
 	plugged := steps.Begin("look at the network again")
 	wanted, err := m.net.plug(m.vmm, m.guest)
 	plugged()
 	if err != nil {
 		return err
 	}
-	if m.onTerminal() {
-		if err := m.resize(); err != nil { // what has come since create
-			return err
-		}
-	}
-	req := guestproto.StartRequest{Network: m.net.pending(wanted)}
-	defer steps.Begin("start, in the guest")()
-	if !m.hooks {
-		err = m.guest.call(guestproto.OpStart, req, nil, within(startTimeout))
-	} else {
-		state := m.state
-		state.Pid = 1 // as the hooks see the container
-		req.State = &state
-		err = m.startWithHooks(req)
-	}
-	if err != nil {
+	if err := m.startIn(steps, guestproto.StartRequest{Network: m.net.pending(wanted)}); err != nil {
 		return err
 	}
 	m.net.settled(wanted)
 	go m.follow()
 	return nil
+}
+
+// startIn has the guest let the container init go.
+func (m *tenant) startIn(steps *trace.Recorder, req guestproto.StartRequest) error {
+	if m.onTerminal() {
+		if err := m.resize(); err != nil { // what has come since create
+			return err
+		}
+	}
+	defer steps.Begin("start, in the guest")()
+	if !m.hooks {
+		return m.guest.call(guestproto.OpStart, req, nil, within(startTimeout))
+	}
+	state := m.state
+	state.Pid = 1 // as the hooks see the container
+	req.State = &state
+	return m.startWithHooks(req)
 }
 
 const (

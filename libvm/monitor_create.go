@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moby/sys/userns"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,9 @@ type creation struct {
 	share    string        // virtiofsd's directory
 	listener *net.UnixListener
 	files    vmm.Files
+	// gone hears which mounts of the share, by their places in there, the host has taken
+	// away.
+	gone func(paths []string)
 }
 
 // create does everything up to the guest holding the container.
@@ -43,7 +47,7 @@ func (m *monitor) create(sync *net.UnixConn) error {
 	}
 	m.steps, m.log = recorder(m.cfg.Trace), m.log.With("id", m.cfg.ID)
 	m.own.state, m.own.hooks = m.cfg.State, m.cfg.Plan.Guest.Hooks != nil
-	c := &creation{monitor: m, sync: sync, share: filepath.Join(m.cfg.StateDir, shareDir)}
+	c := &creation{monitor: m, sync: sync, share: filepath.Join(m.cfg.StateDir, shareDir), gone: m.letGoOfMounts}
 	for _, step := range []func() error{
 		c.prepareProcess, c.listen, c.startDialer, c.buildShare, c.openFiles,
 		c.startVM, c.reportAdoption, c.dialGuest, c.openStdio, c.countFiles,
@@ -85,11 +89,14 @@ func (c *creation) buildShare() error {
 	}
 	defer c.steps.Begin("bind the share together")()
 	following, err := rootfs.MountShare(c.share, c.cfg.Plan.Binds, label)
+	if err == nil {
+		c.served.Identity, err = rootfs.IdentityOf(c.share)
+	}
 	if err != nil || len(following) == 0 {
 		rootfs.CloseFollowing(following)
 		return err
 	}
-	return latemounts.Start(following, c.letGoOfMounts, c.log)
+	return latemounts.Start(following, c.gone, c.log)
 }
 
 // namesTimeout is how long the guest keeps a name of the share before it asks again, see
@@ -144,6 +151,7 @@ func (c *creation) dialGuest() error {
 func (c *creation) countFiles() error {
 	server, err := c.vmm.OpenFileServer()
 	if err == nil {
+		c.served.Server = server.Process
 		go c.watchFiles(server)
 	} else { // if virtiofsd has ended, that shows below
 		c.log.Warn("virtiofsd's open files cannot be counted: a container that uses very many may get \"too many open files\" (raise boxlite's limit, ulimit -n)",
@@ -196,7 +204,7 @@ func (c *creation) startVM() (err error) {
 // namespaces and moves the monitor into the rootfs, or into the mount namespace
 // that the container shares with others.
 func (c *creation) enter() error {
-	mounts, err := rootfs.DetachedMounts(c.share, c.cfg.Plan.Binds, c.cfg.Plan.Guest.Mounts)
+	mounts, err := rootfs.DetachedMounts(c.share, c.cfg.Plan)
 	if err != nil {
 		return err
 	}
@@ -254,6 +262,9 @@ func (m *monitor) shareHostname() error {
 			return nil
 		}
 		return fault.Wrap("set the host name", unix.Sethostname([]byte(guest.Hostname)))
+	}
+	if _, joined := m.cfg.Plan.Joins[specs.UTSNamespace]; joined {
+		return nil // in the guest too
 	}
 	name, err := os.Hostname()
 	guest.Hostname = name

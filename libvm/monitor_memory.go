@@ -9,8 +9,16 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
 
-// growMemory gives the VM totalMiB or a little more.
-func (m *monitor) growMemory(totalMiB int) error {
+// growMemory gives the VM so much that the container has what it needs beside the others,
+// or a little more.
+func (m *tenant) growMemory(needMiB int) error {
+	m.pod.growing.Lock()
+	defer m.pod.growing.Unlock()
+	m.needMiB = max(m.needMiB, needMiB)
+	totalMiB := max(m.own.needMiB, m.cfg.Plan.Shape.MemoryMiB)
+	for _, member := range m.members() {
+		totalMiB += member.needMiB
+	}
 	if err := m.vmm.GrowMemory(totalMiB-m.cfg.Plan.Shape.MemoryMiB, m.whileStopped); err != nil {
 		return fmt.Errorf("a VM of %d MiB: %w", totalMiB, err)
 	}

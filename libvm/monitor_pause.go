@@ -41,12 +41,16 @@ func (m *tenant) ask(op guestproto.Op, body, reply any) error {
 	return m.guest.call(op, body, reply, promptly)
 }
 
-// pause stops the VM's processors. It is no error if they are.
+// pause stops the VM's processors, or the container alone if there are others in the VM.
+// It is no error if they stand still.
 func (m *tenant) pause() error {
 	m.paused.changing.Lock()
 	defer m.paused.changing.Unlock()
 	if m.paused.gate.isShut() {
 		return nil
+	}
+	if m.inPod() {
+		return m.freeze()
 	}
 	stats, err := m.guest.stats(within(pausePatience)) // the guest can be asked no more
 	if err == nil {
@@ -72,8 +76,12 @@ func (m *monitor) flush() {
 	m.log.Debug("flushed the share", "took", time.Since(began).Round(time.Millisecond), "error", err)
 }
 
-// resume lets the processors go on and brings the guest up to date.
+// resume lets the container go on. If the processors stand still, it lets these go on
+// and brings the guest up to date.
 func (m *tenant) resume() error {
+	if m.frozen.isShut() {
+		return m.thaw()
+	}
 	queued, err := m.unpause()
 	if err != nil {
 		return err

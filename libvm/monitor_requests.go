@@ -42,12 +42,21 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 		fdpass.CloseAll(files)
 		return err
 	}
-	t := m.own
-	if req.Op == controlExec {
+	if req.Op == controlJoin {
+		return m.join(conn, &req, files)
+	}
+	t := m.tenant(req.Member)
+	if req.Op == controlExec && t != nil {
 		return t.exec(conn, req.Exec, files)
 	}
 	fdpass.CloseAll(files)
-	if !t.answering.enter(nil) {
+	switch req.Op {
+	case controlShare:
+		return m.showShare(conn)
+	case controlRelease:
+		return controlReply{Error: toControlError(m.release(req.Member))}.send(conn)
+	}
+	if t == nil || !t.answering.enter(nil) {
 		return controlReply{Error: toControlError(ErrNotRunning)}.send(conn)
 	}
 	defer t.answering.leave()
@@ -114,7 +123,7 @@ func (m *tenant) exec(conn *net.UnixConn, p *execParams, files []*os.File) error
 	if p == nil || p.Process == nil || len(files) != stdioCount(p.Process) {
 		return refuse(errors.New("exec: malformed request"))
 	}
-	if p.IgnorePaused && (!m.paused.gate.await(m.ended) || hungUp(conn)) {
+	if p.IgnorePaused && (!m.paused.gate.await(m.ended) || !m.frozen.await(m.ended) || hungUp(conn)) {
 		fdpass.CloseAll(files)
 		return ErrNotRunning
 	}
@@ -228,6 +237,10 @@ func (m *tenant) startExec(req guestproto.ExecRequest) error {
 		return ErrPaused
 	}
 	defer m.paused.gate.leave()
+	if !m.frozen.enter(nil) {
+		return ErrPaused
+	}
+	defer m.frozen.leave()
 	c := m.guest.begin(guestproto.OpExec, req, nil, 0)
 	stream, err := c.await(promptly)
 	if errors.Is(err, vmm.ErrNoAnswer) {

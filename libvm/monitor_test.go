@@ -213,7 +213,7 @@ func TestMonitorEvents(t *testing.T) {
 // beginExecOf asks a monitor for an exec.
 func beginExecOf(t *testing.T, m *tenant, s *streams, params *execParams) *execSession {
 	t.Helper()
-	x, err := startExec(m.cfg.StateDir, params, s.Stdio, nil)
+	x, err := startExec(m.cfg.StateDir, controlRequest{Op: controlExec, Exec: params}, s.Stdio, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,9 +263,9 @@ func TestMonitorExec(t *testing.T) {
 	gone.letGo()
 	ended := make(chan error, 1)
 	go func() {
-		x, err := startExec(m.cfg.StateDir, patient, late.Stdio, nil)
+		x, err := startExec(m.cfg.StateDir, controlRequest{Op: controlExec, Exec: patient}, late.Stdio, nil)
 		if err == nil {
-			var status guestproto.ExitStatus
+			var status execEnd
 			status, err = x.wait(nil)
 			if status.Code != 3 {
 				err = errors.Join(err, errors.New("another status"))
@@ -294,7 +294,7 @@ func TestMonitorExec(t *testing.T) {
 // The guest's own words about an exec keep their kind.
 func TestMonitorExecRefused(t *testing.T) {
 	m := runMonitor(t, &specs.Process{Args: []string{"wait"}}, newStreams(t).Stdio)
-	_, err := startExec(m.cfg.StateDir, &execParams{Process: &specs.Process{Args: []string{"nonesuch"}}}, newStreams(t).Stdio, nil)
+	_, err := startExec(m.cfg.StateDir, controlRequest{Op: controlExec, Exec: &execParams{Process: &specs.Process{Args: []string{"nonesuch"}}}}, newStreams(t).Stdio, nil)
 	var ge *guestproto.Error
 	if !errors.As(err, &ge) || ge.Code != guestproto.CodeCommand {
 		t.Errorf("startExec = %v, want the guest's %s", err, guestproto.CodeCommand)

@@ -47,7 +47,7 @@ func (c *Container) Start() error {
 // monitor hears that, or else ends the container.
 func (c *Container) askToStart() error {
 	asked := c.rt.Trace.Begin("start: ask the monitor")
-	conn, reply, err := dialControl(c.dir, controlRequest{Op: controlStart, Trace: c.rt.Trace != nil})
+	conn, reply, err := c.dial(controlRequest{Op: controlStart, Trace: c.rt.Trace != nil})
 	asked()
 	c.rt.Trace.Add("monitor", 0, reply.Trace)
 	if err != nil {
@@ -69,5 +69,5 @@ func (c *Container) afterVMLost(err error) error {
 	if !errors.Is(err, ErrVMLost) {
 		return err
 	}
-	return fmt.Errorf("%w%s", err, consoleTail(c.dir))
+	return fmt.Errorf("%w%s", err, consoleTail(c.monitorDir()))
 }

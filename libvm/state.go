@@ -50,6 +50,9 @@ type State struct {
 	// Shape is the VM's; an update may have given it more memory.
 	plan.Shape
 	Accel string `json:"accel"`
+	// Sandbox is the container whose VM a pod's member lives in; nil for one with a VM of
+	// its own. Shape is that VM's then, but for MemoryMiB: what the VM has for the member.
+	Sandbox *Sandbox `json:"sandbox,omitempty"`
 	// Template is the key of the template that the VM is a copy of; empty if it
 	// has booted.
 	Template string `json:"template,omitempty"`
@@ -69,6 +72,14 @@ type State struct {
 	// NetNS is the path of a network namespace that outlives the container,
 	// or empty where the container's own was made for it.
 	NetNS string `json:"netns,omitempty"`
+}
+
+// Sandbox is a pod's first container, which outlives the others.
+type Sandbox struct {
+	ID string `json:"id"`
+	// Pid and PidStart are its monitor's.
+	Pid      int    `json:"pid"`
+	PidStart uint64 `json:"pidStart"`
 }
 
 // Names inside a state dir.

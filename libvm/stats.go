@@ -71,7 +71,7 @@ func (c *Container) Stats() (*Stats, error) {
 	if c.Status() == specs.StateStopped {
 		return nil, ErrNotRunning
 	}
-	conn, reply, err := dialControl(c.dir, controlRequest{Op: controlStats})
+	conn, reply, err := c.dial(controlRequest{Op: controlStats})
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +150,7 @@ func (c *Container) Events() (<-chan Event, func(), error) {
 	if c.Status() == specs.StateStopped {
 		return nil, nil, ErrNotRunning
 	}
-	conn, _, err := dialControl(c.dir, controlRequest{Op: controlEvents})
+	conn, _, err := c.dial(controlRequest{Op: controlEvents})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -24,7 +24,11 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 		}
 		before := c.resources()
 		after, change := plan.MergeResources(before, r)
-		vmMiB := max(c.MemoryMiB, plan.NeededMiB(after))
+		needed := plan.NeededMiB
+		if c.Sandbox != nil {
+			needed = plan.MemberMiB
+		}
+		vmMiB := max(c.MemoryMiB, needed(after))
 		// The host first: room that the guest will use has to be there.
 		if err := c.limitHost(change, vmMiB); err != nil {
 			return errors.Join(err, c.limitHost(before, c.MemoryMiB)) // some may have been set

@@ -212,8 +212,12 @@ func (m *machine) carryOut(command, id string) (result, event string) {
 	return "{}", ""
 }
 
-// runVirtiofsd serves nothing for as long as QEMU has its end.
+// runVirtiofsd serves nothing for as long as QEMU has its end. As with the real one its
+// root is the share.
 func runVirtiofsd() {
+	if err := enterShare(); err != nil {
+		die(err)
+	}
 	listener, err := net.FileListener(os.NewFile(shareFD, "listener"))
 	if err != nil {
 		die(err)
@@ -224,4 +228,19 @@ func runVirtiofsd() {
 	}
 	_, _ = io.Copy(io.Discard, conn)
 	os.Exit(0)
+}
+
+func enterShare() error {
+	i := slices.IndexFunc(os.Args, func(arg string) bool { return strings.HasPrefix(arg, "source=") || arg == "--shared-dir" })
+	if i < 0 || i+1 == len(os.Args) {
+		return errors.New("fake virtiofsd: no share")
+	}
+	share, ok := strings.CutPrefix(os.Args[i], "source=")
+	if !ok {
+		share = os.Args[i+1]
+	}
+	return errors.Join(
+		unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""), unix.Mount(share, share, "", unix.MS_BIND|unix.MS_REC, ""),
+		unix.Chdir(share), unix.PivotRoot(".", "."), unix.Unmount(".", unix.MNT_DETACH), unix.Chdir("/"),
+	)
 }

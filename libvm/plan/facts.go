@@ -40,6 +40,8 @@ type HostFacts struct {
 	// Devices holds the devices of linux.devices that exist on the host, by
 	// type and number, as in "b8:0".
 	Devices map[string]bool
+	// Pod is the VM that the container joins; nil for one of its own.
+	Pod *Pod
 }
 
 // Source is what the host has where a bind mount's source points.

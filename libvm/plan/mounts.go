@@ -51,7 +51,7 @@ func below(file, dir string) bool {
 }
 
 func (p *Plan) root(rootfs string, host *HostFacts) {
-	p.Guest.Root.Path = GuestSharePath(RootfsName)
+	p.Guest.Root.Path = p.GuestPath(RootfsName)
 	// The rootfs is shared writable even where root.readonly is set: mount
 	// points that are missing have to be made in it (as runc makes them). The
 	// guest mounts it read-only for the container.
@@ -134,6 +134,10 @@ func (p *Plan) bind(m *specs.Mount, src Source) error {
 		m.Source = src.GuestPath
 		return nil
 	case SourceShm:
+		if _, joined := p.Joins[specs.IPCNamespace]; joined {
+			p.joinShm(m)
+			return nil
+		}
 		// A tmpfs of the host's for shared memory (podman, docker's shareable
 		// ipc): shared memory over a network file system would be neither.
 		m.Type, m.Source = "tmpfs", "shm"
@@ -215,11 +219,16 @@ func (p *Plan) overlay(m *specs.Mount) error {
 func (p *Plan) share(m *specs.Mount, b Bind) {
 	b.Name = path.Join("mounts", strconv.Itoa(len(p.Binds)-1))
 	p.Binds = append(p.Binds, b)
-	m.Source = GuestSharePath(b.Name)
+	m.Source = p.GuestPath(b.Name)
 }
 
-// GuestSharePath is where the guest finds an entry of the share.
-func GuestSharePath(name string) string { return path.Join(guestproto.ShareDir, name) }
+// GuestPath is where the guest finds what a Bind of that name shows.
+func (p *Plan) GuestPath(name string) string {
+	if p.Member != "" {
+		name = path.Join(guestproto.MemberName(p.Member), name)
+	}
+	return path.Join(guestproto.ShareDir, name)
+}
 
 // isBind follows runc: the options decide, whatever the type says.
 func isBind(m *specs.Mount) bool {

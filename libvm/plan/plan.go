@@ -106,6 +106,11 @@ type Plan struct {
 	Nodes bool `json:",omitempty"`
 	// Binds fill the share, the container's rootfs first.
 	Binds []Bind
+	// Member is the container's name in the VM of its pod; empty for a VM of its own.
+	// Then Binds fill that member's part of the share.
+	Member string `json:",omitempty"`
+	// Joins are those of guestproto.CreateRequest.
+	Joins map[specs.LinuxNamespaceType]string `json:",omitempty"`
 	// Warnings are for the log. They say what was asked for and left out, and why.
 	Warnings []string
 }
@@ -115,7 +120,7 @@ func (p *Plan) Submounts() map[string][]string {
 	all := map[string][]string{}
 	for _, b := range p.Binds {
 		if len(b.Submounts) > 0 {
-			all[GuestSharePath(b.Name)] = b.Submounts
+			all[p.GuestPath(b.Name)] = b.Submounts
 		}
 	}
 	return all

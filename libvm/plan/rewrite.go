@@ -23,6 +23,11 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	if err := p.shape(spec, host, over); err != nil {
 		return nil, err
 	}
+	if host.Pod != nil {
+		if err := p.join(spec, host.Pod, over); err != nil {
+			return nil, err
+		}
+	}
 	p.root(rootfs, host)
 	p.process(host)
 	p.namespaces()
@@ -126,7 +131,7 @@ func (p *Plan) namespaces() {
 		if ns.Type == specs.NetworkNamespace {
 			continue
 		}
-		if ns.Path != "" && ns.Type != specs.MountNamespace {
+		if _, joined := p.Joins[ns.Type]; ns.Path != "" && ns.Type != specs.MountNamespace && !joined {
 			p.Warnf("%s namespace %s belongs to the host's kernel: the container gets one of its own", ns.Type, ns.Path)
 		}
 		if ns.Type == specs.TimeNamespace && len(p.Guest.Linux.TimeOffsets) == 0 {

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/libvm/plan"
@@ -22,20 +21,20 @@ type Mount struct {
 
 // DetachedMounts opens the sources of binds as mounts that can be attached
 // after the monitor has left the host's file systems. The rootfs itself, the
-// first of binds, is not among them.
-func DetachedMounts(share string, binds []plan.Bind, mounts []specs.Mount) ([]Mount, error) {
+// first of the plan's binds, is not among them.
+func DetachedMounts(share string, p *plan.Plan) ([]Mount, error) {
 	dest := map[string]string{}
-	for _, m := range mounts {
+	for _, m := range p.Guest.Mounts {
 		dest[m.Source] = m.Destination
 	}
 	var out []Mount
-	for _, b := range binds[1:] {
+	for _, b := range p.Binds[1:] {
 		path := filepath.Join(share, b.Name)
 		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 		if err != nil {
 			return out, fmt.Errorf("open_tree %s: %w", b.Source, err)
 		}
-		out = append(out, Mount{target: dest[plan.GuestSharePath(b.Name)], file: b.File, fd: fd})
+		out = append(out, Mount{target: dest[p.GuestPath(b.Name)], file: b.File, fd: fd})
 	}
 	return out, nil
 }

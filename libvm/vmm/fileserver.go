@@ -25,12 +25,16 @@ func (v *VM) MaxFiles() (int, error) {
 }
 
 // FileServer reads what the kernel says of the process that does virtiofsd's work.
-// It holds two files of /proc open, so that it works after the monitor has left the
+// It holds files of /proc open, so that it works after the monitor has left the
 // host's file systems.
-type FileServer struct{ status, stat *os.File }
+type FileServer struct {
+	status, stat *os.File
+	// Process is a pidfd of it. The root of its mount namespace is the share.
+	Process *os.File
+}
 
 func (p *FileServer) Close() {
-	for _, f := range []*os.File{p.status, p.stat} {
+	for _, f := range []*os.File{p.status, p.stat, p.Process} {
 		if f != nil {
 			_ = f.Close() // read-only
 		}
@@ -71,11 +75,26 @@ func (v *VM) OpenFileServer() (_ *FileServer, err error) {
 	if p.status, err = open(worker + "/status"); err == nil {
 		p.stat, err = open(worker + "/stat")
 	}
+	if err == nil {
+		p.Process, err = openProcess(worker)
+	}
 	if err != nil {
 		p.Close()
 		return nil, err
 	}
 	return p, nil
+}
+
+func openProcess(pid string) (*os.File, error) {
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.PidfdOpen(n, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd_open %d: %w", n, err)
+	}
+	return os.NewFile(uintptr(fd), "virtiofsd"), nil
 }
 
 // TableSize is the number of descriptors that the process's table has room for. The

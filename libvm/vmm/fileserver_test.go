@@ -17,7 +17,7 @@ func TestFileServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &FileServer{status, stat}
+	p := &FileServer{status: status, stat: stat}
 	defer p.Close()
 	const many = 700
 	for range many {
