@@ -1,0 +1,222 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// A pod by hand is what containerd's CRI makes of one: a sandbox, and members in its namespaces.
+type handPod struct {
+	*hand
+	sandbox *created
+	shm     string // the host's tmpfs at everybody's /dev/shm
+}
+
+// pod makes the sandbox, with the network that inMadeNetwork makes, and starts it.
+func (h *hand) pod(edit func(*specs.Spec)) *handPod {
+	h.Helper()
+	p := &handPod{hand: h, shm: filepath.Join(workDir, "shm")}
+	h.shOut("mkdir " + p.shm + "; mount -t tmpfs -o size=1m,mode=1777 shm " + p.shm)
+	b := h.inMadeNetwork("sandbox", "true")
+	h.Cleanup(func() {
+		h.must("delete", "--force", b.id)
+		h.shOut("umount " + p.shm + "; rmdir " + p.shm)
+	})
+	spec := defaultSpec(b.id, "probe", "signals")
+	joinNetwork(spec)
+	spec.Hostname = "of-the-pod"
+	spec.Annotations = map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": b.id}
+	p.bindShm(spec)
+	if edit != nil {
+		edit(spec)
+	}
+	h.writeSpec(b, spec)
+	p.sandbox = h.create(b)
+	p.sandbox.start()
+	h.expect(p.sandbox.out, "ready\n")
+	return p
+}
+
+func (p *handPod) bindShm(s *specs.Spec) {
+	for i := range s.Mounts {
+		if s.Mounts[i].Destination == "/dev/shm" {
+			s.Mounts[i] = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: p.shm, Options: []string{"rbind"}}
+		}
+	}
+}
+
+// member is a bundle for one more container, with these namespaces of the sandbox's beside the network.
+func (p *handPod) member(name, script string, common []specs.LinuxNamespaceType, edit func(*specs.Spec)) bundle {
+	p.Helper()
+	return p.bundle(name, script, func(s *specs.Spec) {
+		s.Annotations = map[string]string{"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": p.sandbox.id}
+		joinNetwork(s)
+		s.Hostname = "of-the-pod"
+		p.bindShm(s)
+		for i := range s.Linux.Namespaces {
+			for _, kind := range common {
+				if ns := &s.Linux.Namespaces[i]; ns.Type == kind {
+					ns.Path = fmt.Sprintf("/proc/%d/ns/%s", p.sandbox.pid, kind)
+				}
+			}
+		}
+		if edit != nil {
+			edit(s)
+		}
+	})
+}
+
+var ipcAndUTS = []specs.LinuxNamespaceType{specs.IPCNamespace, specs.UTSNamespace}
+
+// Two containers of a pod have localhost, shared memory and the host name in common, and no files.
+func TestPodOfTwo(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		web := p.create(p.member("web", `
+mkdir /www; echo page >/www/index.html; echo shared >/dev/shm/file; httpd -p 127.0.0.1:80 -h /www; echo serving; sleep 1000`, ipcAndUTS, nil))
+		web.start()
+		p.expect(web.out, "serving\n")
+		client := p.create(p.member("client", `
+wget -qO- http://127.0.0.1/; cat /dev/shm/file; hostname; ping -c 1 -W 20 192.0.2.1 >/dev/null && echo pinged
+ls /www 2>/dev/null; echo pids $(ps | grep -c 'sleep 1000$'); exit 7`, ipcAndUTS, nil))
+		client.start()
+		p.want("end", client.end().String(), "exit code 7")
+		p.want("stdout", client.out.wait(), "page\nshared\nof-the-pod\npinged\npids 0\n")
+		p.want("stderr", client.errs.wait(), "")
+		p.must("delete", client.id)
+		// One that has gone may come again, with processes in common this time.
+		again := p.create(p.member("again", "echo processes $(ps | grep -c '[p]robe signals'); exit 3", append(ipcAndUTS, specs.PIDNamespace), nil))
+		again.start()
+		p.want("end", again.end().String(), "exit code 3")
+		p.want("stdout", again.out.wait(), "processes 1\n")
+		p.must("delete", again.id)
+		p.wantStatus(web.id, specs.StateRunning)
+		p.want("exec in the other", p.must("exec", web.id, "cat", "/dev/shm/file"), "shared\n")
+		if e.rt.isVM() {
+			p.want("QEMUs of the pod", p.vms(), "1")
+		}
+	})
+}
+
+// vms counts the pod's QEMUs and virtiofsds' first processes, which are children of a stand-in.
+func (p *handPod) vms() string {
+	p.Helper()
+	return strings.TrimSpace(p.shOut(fmt.Sprintf("ps -e -o args= | grep -c '[q]emu-system.*memory-backend'")))
+}
+
+// What is a container's own is so for a pod's.
+func TestPodMembersApart(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		limit, pids := int64(64<<20), int64(40)
+		limited := p.create(p.member("limited", "exec probe signals", ipcAndUTS, func(s *specs.Spec) {
+			s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
+			s.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
+			s.Process.Capabilities.Effective = []string{"CAP_KILL"}
+			s.Process.Capabilities.Permitted = []string{"CAP_KILL"}
+			s.Root.Readonly = true
+		}))
+		free := p.create(p.member("free", "exec probe signals", nil, nil))
+		for _, c := range []*created{limited, free} {
+			c.start()
+			p.expect(c.out, "ready\n")
+		}
+		p.want("capabilities", p.must("exec", limited.id, "sh", "-c", "grep CapEff /proc/1/status | cut -f2"), "0000000000000020\n")
+		p.wantCode(p.cmd("exec", limited.id, "touch", "/file"), 1)
+		p.must("exec", free.id, "touch", "/file")
+		if r := p.cmd("exec", limited.id, "sh", "-c", "tail /dev/zero"); r.code != 137 && r.code != 1 {
+			p.Errorf("a process beyond the memory limit: %s", r)
+		}
+
+		// Signals, pause and kill are one container's.
+		p.must("kill", limited.id, "USR1")
+		p.expect(limited.out, "SIGUSR1\n")
+		p.must("pause", limited.id)
+		p.wantStatus(limited.id, "paused")
+		r := p.cmd("exec", limited.id, "true")
+		p.wantCode(r, 255)
+		p.wantPart("stderr", r.stderr, "cannot exec in a paused container")
+		p.want("exec in another", p.must("exec", free.id, "echo", "alive"), "alive\n")
+		p.must("pause", p.sandbox.id)
+		p.want("exec in another", p.must("exec", free.id, "echo", "alive"), "alive\n")
+		for _, id := range []string{p.sandbox.id, limited.id} {
+			p.must("resume", id)
+		}
+		p.must("exec", limited.id, "true")
+		p.wantPart("events --stats", p.must("events", "--stats", limited.id), `,"limit":40}`)
+
+		// The death of a stand-in takes one container.
+		p.noErr(syscall.Kill(limited.pid, syscall.SIGKILL))
+		limited.end()
+		p.want("stdout ends", limited.out.wait(), "ready\nSIGUSR1\n")
+		p.waitStatus(limited.id, specs.StateStopped)
+		p.must("delete", limited.id)
+		p.wantStatus(free.id, specs.StateRunning)
+		p.must("kill", free.id, "KILL")
+		free.wantKilled()
+		p.must("delete", free.id)
+		p.wantStatus(p.sandbox.id, specs.StateRunning)
+		p.must("kill", p.sandbox.id)
+		p.want("the sandbox's end", p.sandbox.end().String(), "exit code 5")
+	})
+}
+
+// The VM goes with the sandbox, and the members with the VM.
+func TestPodEndsWithItsSandbox(t *testing.T) {
+	for signal, want := range map[string]string{"TERM": "exit code 255", "KILL": "exit code 137"} {
+		t.Run(signal, func(t *testing.T) {
+			eachVM(t, func(e *env) {
+				p := e.byHand().pod(nil)
+				started := p.create(p.member("started", "echo ready; sleep 1000", ipcAndUTS, nil))
+				waiting := p.create(p.member("waiting", "true", ipcAndUTS, nil))
+				started.start()
+				p.expect(started.out, "ready\n")
+				p.must("kill", p.sandbox.id, signal)
+				for _, c := range []*created{started, waiting} {
+					p.want("end of "+c.id, c.end().String(), want)
+				}
+				p.must("delete", "--force", p.sandbox.id)
+				p.must("delete", started.id)
+				p.must("delete", waiting.id)
+			})
+		})
+	}
+}
+
+// What cannot be a member is told why, and leaves nothing.
+func TestPodMistakes(t *testing.T) {
+	eachVM(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		p.noErr(os.MkdirAll(p.root+"/runcs", 0o711))
+		stopped := p.create(p.bundle("stopped", "true", nil))
+		stopped.start()
+		stopped.end()
+		for name, c := range map[string]struct {
+			edit func(*specs.Spec)
+			want string
+		}{
+			"missing": {func(s *specs.Spec) { s.Annotations["io.kubernetes.cri.sandbox-id"] = "nobody" }, "the pod's sandbox, nobody, is not a container of boxlite's below /run/byhand"},
+			"foreign": {func(s *specs.Spec) { s.Annotations["io.kubernetes.cri.sandbox-id"] = "runcs" }, "the pod's sandbox, runcs, is not a container of boxlite's"},
+			"stopped": {func(s *specs.Spec) { s.Annotations["io.kubernetes.cri.sandbox-id"] = stopped.id }, "the pod's sandbox, " + stopped.id + ", has stopped"},
+			"kernel": {func(s *specs.Spec) {
+				s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_NET_ADMIN")
+			}, "annotation boxlite.kernel=net"},
+			"mount": {func(s *specs.Spec) {
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "bind", Source: "/nonesuch", Options: []string{"bind"}})
+			}, "/nonesuch"},
+			"no-program": {func(s *specs.Spec) { s.Process.Args = []string{"nonesuch"} }, "nonesuch"},
+		} {
+			b := p.member("bad-"+name, "true", ipcAndUTS, c.edit)
+			p.wantFail(c.want, "create", "--bundle", b.dir, b.id)
+			p.wantFail("container does not exist", "state", b.id)
+		}
+		p.noErr(os.Remove(p.root + "/runcs"))
+		p.want("exec in the sandbox", p.must("exec", p.sandbox.id, "ls", "/dev/shm"), "")
+	})
+}
