@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -78,34 +79,76 @@ func TestPodmanNoneAndHost(t *testing.T) {
 	})
 }
 
-// A pod keeps its network in an infra container, which is idle: the VM of the pod's one container takes the network over
-// from the infra container's VM, at each start anew.
-func TestPodmanPodOfOne(t *testing.T) {
+// A pod is one VM, that of its infra container, which the others join.
+func TestPodmanPod(t *testing.T) {
 	eachPodman(t, func(e *podmanEnv) {
 		e.makePod()
-		member := func(name, script string) []string {
-			return append([]string{"--pod", "pod", "--name", name}, append(e.runFlags(e.rt), "busybox", "sh", "-c", script)...)
+		run := func(name, script string, flags ...string) []string {
+			return slices.Concat([]string{"run", "--pod", "pod", "--name", name}, flags, e.runFlags(e.rt), []string{"busybox", "sh", "-c", script})
 		}
-		e.ok(append([]string{"run", "-d"}, member("one", httpServer)...)...)
-		e.want("host name", e.ok("exec", "one", "hostname"), "pod")
+		volume := e.hostDir()
+		e.ok(run("one", httpServer, "-d", "-v", volume+":/mnt")...)
 		gateway := e.ok("exec", "one", "sh", "-c", "ip route | awk '/default/ { print $3 }'")
-		e.wantPart("ping of the gateway", e.ok("exec", "one", "ping", "-c", "1", "-W", "30", gateway), " 0% packet loss")
+		reach := "ping -c 1 -W 30 " + gateway + " >/dev/null && echo pinged"
+		fetch := "until wget -qO- http://127.0.0.1/ 2>/dev/null; do usleep 100000; done"
+		e.want("the second", e.ok(run("two", fetch+"; hostname; "+reach+"; ls /www 2>&1; touch /mnt/of-two", "--rm", "-v", volume+":/mnt")...),
+			"page\npod\npinged\nls: /www: No such file or directory")
+		e.want("volume", e.ok("exec", "one", "ls", "/mnt"), "of-two")
+		e.ok(run("three", "echo shared >/dev/shm/file; trap exit TERM; sleep 1000 & wait", "-d")...)
+		e.want("shared memory", e.ok("exec", "one", "sh", "-c", "until cat /dev/shm/file 2>/dev/null; do usleep 100000; done"), "shared")
 		if e.rt.isVM() {
-			r := e.docker(append([]string{"run"}, member("two", "true")...)...)
-			e.wantCode(r, 126)
-			e.wantPart("stderr", r.stderr, "belongs to the VM of container "+e.inspect("one", ".Id")+" already, and two VMs cannot share a network namespace")
-			e.ok("rm", "two")
+			e.want("kernels", e.ok("exec", "one", "cat", "/proc/sys/kernel/random/boot_id"), e.ok("exec", "three", "cat", "/proc/sys/kernel/random/boot_id"))
+		}
+		e.wantPart("top", e.ok("pod", "top", "pod"), "sleep 1000")
+		e.ok("kill", "three")
+		e.want("end of one", e.ok("wait", "three"), "137")
+		e.want("state of the other", e.ok("inspect", "--format", "{{.State.Status}}", "one"), "running")
+		e.ok("start", "three")
+		e.ok("rm", "-f", "-t", "0", "three")
+		if !e.rootless { // for want of cgroups
+			e.ok("pod", "pause", "pod")
+			e.want("state", e.ok("inspect", "--format", "{{.State.Status}}", "one"), "paused")
+			e.ok("pod", "unpause", "pod")
+			e.wantPart("stats", e.ok("pod", "stats", "--no-stream", "pod"), "one")
 		}
 		e.ok("pod", "stop", "-t", "0", "pod")
 		e.ok("pod", "start", "pod")
-		e.wantPart("ping after a restart", e.ok("exec", "one", "ping", "-c", "1", "-W", "30", gateway), " 0% packet loss")
+		e.want("after a restart", e.ok("exec", "one", "sh", "-c", fetch+"; "+reach), "page\npinged")
+		e.ok("pod", "kill", "pod")
+		e.ok("pod", "start", "pod")
+		e.want("after a kill", e.ok("exec", "one", "sh", "-c", fetch), "page") // the user's podman starts no slirp4netns again
+	})
+}
+
+// Processes are in common where that is asked for: of a whole pod, or with another of its containers.
+func TestPodmanPodProcesses(t *testing.T) {
+	eachPodman(t, func(e *podmanEnv) {
+		e.makePod("--share", "net,uts,ipc,pid")
+		run := func(name string, flags ...string) []string {
+			return slices.Concat([]string{"run", "-d", "--pod", "pod", "--name", name}, flags, e.runFlags(e.rt), []string{"busybox", "sleep", "1000"})
+		}
+		e.ok(run("one")...)
+		e.ok(run("two")...)
+		for _, name := range []string{"one", "two"} {
+			e.want("processes as "+name+" sees them", e.ok("exec", name, "sh", "-c", "ps | grep -c '[s]leep 1000$'"), "2")
+		}
+		e.ok("exec", "one", "sh", "-c", "kill -9 $(ps | awk '/[s]leep 1000$/ { print $1 }' | tail -1)")
+		e.want("end of a member that another has killed", e.ok("wait", "two"), "137")
+		e.ok("pod", "rm", "-f", "-t", "0", "pod")
+
+		e.makePod()
+		e.ok(run("one")...)
+		e.ok(run("beside", "--pid", "container:one", "--ipc", "container:one")...)
+		e.want("processes as one sees them", e.ok("exec", "one", "sh", "-c", "ps | grep -c '[s]leep 1000$'"), "2")
+		e.ok("kill", "one")
+		e.want("end of who has joined them", e.ok("wait", "beside"), "137")
 	})
 }
 
 // makePod makes a pod. Podman, which never asks for its cgroup in the hierarchies without a controller, leaves it there.
-func (e *podmanEnv) makePod() {
+func (e *podmanEnv) makePod(flags ...string) {
 	e.Helper()
-	e.ok(append([]string{"pod", "create", "--name", "pod"}, e.runFlags(e.rt)...)...)
+	e.ok(slices.Concat([]string{"pod", "create", "--name", "pod"}, flags, e.runFlags(e.rt))...)
 	if cgroup := e.ok("pod", "inspect", "--format", "{{.CgroupPath}}", "pod"); cgroup != "" {
 		e.Cleanup(func() {
 			e.removeAll()
@@ -114,27 +157,55 @@ func (e *podmanEnv) makePod() {
 	}
 }
 
-// Kube: podman's reading of a Kubernetes pod with one container.
+// Kube: podman's reading of a Kubernetes pod, with two containers after one that prepares for them.
 func TestPodmanKube(t *testing.T) {
 	eachPodman(t, func(e *podmanEnv) {
-		file := filepath.Join(e.hostDir(), "pod.yaml")
+		dir := e.hostDir()
+		file := filepath.Join(dir, "pod.yaml")
 		e.noErr(os.WriteFile(file, []byte(`
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: words}
+data: {word: from-a-map}
+---
 apiVersion: v1
 kind: Pod
 metadata:
   name: kube
+  annotations: {io.podman.annotations.init.container.type: always} # once would have podman remove it, too early at times
 spec:
   hostname: from-kube
+  volumes:
+  - name: host
+    hostPath: {path: `+dir+`, type: Directory}
+  - name: words
+    configMap: {name: words}
+  initContainers:
+  - name: first
+    image: localhost/busybox
+    command: ["/bin/sh", "-c", "echo prepared >/mnt/prepared"]
+    env: [{name: PATH, value: /bin}]
+    volumeMounts: [{name: host, mountPath: /mnt}]
   containers:
   - name: one
     image: localhost/busybox
-    command: ["/bin/sh", "-c", "trap exit TERM; hostname; echo $WORD; sleep 1000 & wait"]
+    command: ["/bin/sh", "-c", "trap exit TERM; hostname; echo $WORD; cat /mnt/prepared /words/word; mkdir /www; echo page >/www/index.html; httpd -h /www; sleep 1000 & wait"]
     env: [{name: PATH, value: /bin}, {name: WORD, value: kube-word}]
+    ports: [{containerPort: 80, hostIP: 127.0.0.1, hostPort: 18080}]
+    volumeMounts: [{name: host, mountPath: /mnt}, {name: words, mountPath: /words}]
+  - name: two
+    image: localhost/busybox
+    command: ["/bin/sh", "-c", "trap exit TERM; until wget -qO- http://127.0.0.1/ 2>/dev/null; do usleep 100000; done; sleep 1000 & wait"]
+    env: [{name: PATH, value: /bin}]
 `), 0o644))
 		e.ok("kube", "play", file)
 		logs := e.session("logs", "-f", "kube-one")
-		logs.expect("from-kube\nkube-word\n")
+		logs.expect("from-kube\nkube-word\nprepared\nfrom-a-map")
 		logs.kill()
+		logs = e.session("logs", "-f", "kube-two")
+		logs.expect("page\n")
+		logs.kill()
+		e.want("published port", fetch(e, "127.0.0.1:18080"), "page\n")
 		e.wantPart("generated", e.ok("kube", "generate", "kube"), "value: kube-word")
 		e.ok("kube", "down", file)
 	})
