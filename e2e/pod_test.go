@@ -220,3 +220,41 @@ func TestPodMistakes(t *testing.T) {
 		p.want("exec in the sandbox", p.must("exec", p.sandbox.id, "ls", "/dev/shm"), "")
 	})
 }
+
+// A member that has gone leaves nothing in the VM that goes on, or of it on the host, however it went.
+func TestPodForgets(t *testing.T) {
+	eachVM(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		b := p.member("crashes", "ls /bin >/dev/null; echo ready; sleep 1000", ipcAndUTS, func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/volume", Type: "bind", Source: e.diskDir(), Options: []string{"rbind"}})
+		})
+		look := func() string {
+			return p.shOut(fmt.Sprintf(`
+worker=$(for p in $(pgrep -P %d); do pgrep -P $p || :; done)
+echo files of virtiofsd $(ls /proc/$worker/fd | wc -l)
+echo mounts $(wc -l </proc/$worker/mountinfo) $(ls /proc/$worker/root/members)
+echo files of the monitor $(ls /proc/%[1]d/fd | wc -l)`, p.sandbox.pid)) + p.must("exec", p.sandbox.id, "sh", "-c", "wc -l </proc/self/mountinfo; ls /sys/fs/cgroup | wc -l")
+		}
+		before := ""
+		for round := range 7 {
+			c := p.create(b)
+			c.start()
+			p.expect(c.out, "ready\n")
+			switch round % 3 {
+			case 0:
+				p.noErr(syscall.Kill(c.pid, syscall.SIGKILL))
+			case 1:
+				p.must("kill", b.id, "KILL")
+			}
+			r := p.cmd("delete", "--force", b.id)
+			p.wantCode(r, 0)
+			p.want("stderr of delete", r.stderr, "")
+			c.end()
+			after := look()
+			if round > 1 && after != before { // until then it comes to know the sandbox's own files
+				p.Errorf("after round %d: %s, before: %s", round, after, before)
+			}
+			before = after
+		}
+	})
+}

@@ -279,13 +279,17 @@ func (g *cgroup) remove() error {
 }
 
 // leaveShare unmounts what a member had of the share. The host has taken the mounts away
-// there and has left the directory that they were on: its removal has virtiofsd and the
-// kernel let go of the member's files.
+// there and has left the directory that they were on. Its removal has virtiofsd and the
+// kernel let go of the member's files, once the kernel has seen that it is another
+// directory by now: mkdir(2) makes it look at the name, however lately it has done so.
 func leaveShare(name string) error {
 	dir := filepath.Join(guestproto.ShareDir, guestproto.MemberName(name))
 	// EINVAL: it is no mount.
 	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "unmount", Path: dir, Err: err}
+	}
+	if err := unix.Mkdir(dir, 0o755); err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "look for", Path: dir, Err: err}
 	}
 	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "rmdir", Path: dir, Err: err}

@@ -174,7 +174,7 @@ func (b *birth) claim(id string) (unlock func(), err error) {
 	fresh, _ := hostNamespaces(b.spec)
 	b.cfg.ID, b.cfg.StateDir, b.cfg.Debug, b.cfg.Trace = id, dir, b.rt.Debug, b.rt.Trace != nil
 	b.cfg.ConsoleSocket, b.cfg.PlainNewlines = b.opts.ConsoleSocket, b.opts.PlainNewlines
-	b.cfg.OwnNetNS, b.cfg.HostNetwork, b.cfg.Sandbox = hasNet && netns.Path == "", !hasNet, plan.Sandbox(b.spec)
+	b.cfg.OwnNetNS, b.cfg.HostNetwork = hasNet && netns.Path == "", !hasNet
 	b.cfg.OwnUTS, b.cfg.Hooks = fresh&unix.CLONE_NEWUTS != 0, plan.Hooks(b.spec).CreateContainer
 	if p := b.spec.Process; p != nil {
 		b.cfg.SelinuxLabel, b.cfg.OOMScoreAdj = p.SelinuxLabel, p.OOMScoreAdj

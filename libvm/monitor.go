@@ -46,8 +46,6 @@ type monitorConfig struct {
 	OwnNetNS    bool `json:"ownNetNS"`
 	OwnUTS      bool `json:"ownUTS"`
 	HostNetwork bool `json:"hostNetwork"`
-	// Sandbox is the id of the pod's first container, see network.
-	Sandbox string `json:"sandbox,omitempty"`
 	// PodDir is where the monitor is that owns the VM of a pod's member; empty for any
 	// other container.
 	PodDir string `json:"podDir,omitempty"`

@@ -50,9 +50,6 @@ type network struct {
 	// forwards says that the namespace forwards packets between its interfaces: a
 	// new one does where the host does.
 	forwards bool
-	// sandbox is the container whose network namespace this one joins, as a
-	// pod's member does. Its VM, which only keeps the namespaces, yields.
-	sandbox string
 }
 
 // nic is an interface that has been connected to a NIC of the VM.
@@ -75,7 +72,7 @@ func (c *nic) is(index int, iface guestproto.Interface) bool {
 // openNetwork must be called before the monitor leaves the host's file systems.
 func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 	n := &network{
-		log: log, host: cfg.HostNetwork, id: cfg.ID, sandbox: cfg.Sandbox, ports: vmm.NetworkPorts(),
+		log: log, host: cfg.HostNetwork, id: cfg.ID, ports: vmm.NetworkPorts(),
 		configured: &guestproto.Network{},
 	}
 	if n.host {
@@ -282,7 +279,7 @@ func (n *network) settled(wanted *guestproto.Network) {
 // options are Attach's for all interfaces.
 func (n *network) options(hostResolver bool) hostnet.Options {
 	return hostnet.Options{
-		PortRange: n.portRange, HostResolver: hostResolver, Owner: n.id, Yielding: n.sandbox,
+		PortRange: n.portRange, HostResolver: hostResolver, Owner: n.id,
 	}
 }
 

@@ -26,9 +26,8 @@ type Options struct {
 	// owns the link. See filters.
 	HostResolver bool
 	// Owner is the id of the container whose VM gets the link. One VM at a time has
-	// a link: Attach fails while another owner's VM has it. The exception is the
-	// owner Yielding, whose VM is cut off then.
-	Owner, Yielding string
+	// a link: Attach fails while another owner's VM has it.
+	Owner string
 }
 
 // Tap is one link's connection to the guest.
@@ -75,7 +74,7 @@ func Attach(ns *os.File, name string, opts Options) (*Tap, error) {
 		if len(link.Attrs().HardwareAddr) != 6 {
 			return errors.New("it is not Ethernet")
 		}
-		if err := claim(h, link, opts.Yielding); err != nil {
+		if err := claim(h, link); err != nil {
 			return err
 		}
 		if opts.HostResolver {
@@ -202,16 +201,12 @@ func wire(h *netlink.Handle, link netlink.Link, made *Tap, opts Options) error {
 }
 
 // claim sees to it that no other VM has the link.
-func claim(h *netlink.Handle, link netlink.Link, yielding string) error {
+func claim(h *netlink.Handle, link netlink.Link) error {
 	tap, err := holder(h, link)
 	if err != nil || tap == nil {
 		return err
 	}
-	if owner := tap.Attrs().Alias; owner != yielding {
-		return fmt.Errorf("it belongs to the VM of container %s already, and two VMs cannot share a network namespace", owner)
-	}
-	// A tap that is down has no routes.
-	return errors.Join(unwire(h, link), unrouteLocal(h, link), unwire(h, tap), h.LinkSetDown(tap))
+	return fmt.Errorf("it belongs to the VM of container %s already, and two VMs cannot share a network namespace", tap.Attrs().Alias)
 }
 
 // holder is the tap of the VM that has the link, or nil. A VM that has ended
