@@ -36,7 +36,7 @@ var processPowers = []powers{
 	{"virtiofsd, which serves", "root", filePowers + " (MKNOD)", "yes", "yes", "the share", "of the share, of its own /proc"},
 	{"keeper", "root", "all", "no", "no", "the host's", "none"},
 	{"monitor", "root", "KILL (NET_ADMIN)", "yes", "yes", "the rootfs", "none"},
-	{"detached exec", "root", "none", "yes", "yes", "the rootfs", "none"},
+	{"detached exec; member's stand-in", "root", "none", "yes", "yes", "the rootfs", "none"},
 	{"mirror of mounts", "root", "DAC_READ_SEARCH SYS_ADMIN", "yes", "yes", "the binds", "of the share"},
 	{"dialer of sockets", "root", "DAC_OVERRIDE SETGID SETUID", "yes", "yes", "the host's", "none"},
 }
@@ -411,6 +411,19 @@ func TestProcessPowersHostSocket(t *testing.T) {
 		h.wantPowers(h.childrenOf(c.pid)["boxlite"], ownID(c.pid), row(rowDialer, false))
 		h.must("delete", "--force", b.id)
 		c.out.wait()
+	})
+}
+
+// A pod's member has one too, and no other process, while the monitor of the pod's sandbox has the powers of any monitor.
+func TestProcessPowersPod(t *testing.T) {
+	eachVM(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		c := p.create(p.member("powers", "exec sleep 1000", ipcAndUTS, nil))
+		c.start()
+		p.wantPowers(c.pid, ownID(c.pid), row(rowExec, false))
+		p.wantPowers(p.sandbox.pid, ownID(p.sandbox.pid), row(rowMonitor, true))
+		p.want("children of the stand-in", p.shOut(fmt.Sprintf("cat /proc/%d/task/*/children", c.pid)), "")
+		p.must("delete", "--force", c.id)
 	})
 }
 

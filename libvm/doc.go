@@ -20,6 +20,10 @@
 //	                                     ▼
 //	                                    qmp   template   parts   accel
 //
+// A member of a pod has no monitor. The process that stands for it (member.go) asks
+// that of the pod's sandbox, and so do the commands (monitor_member.go). The monitor
+// knows each container in its VM as a tenant.
+//
 // Arrows point down; imports_test.go of the main package holds them. Package plan is
 // pure. fault, guesttext and fdpass are leaves that all may use.
 //
@@ -40,6 +44,8 @@
 // Beside that there are:
 //
 //   - the container's cgroup, which goes with the directory;
+//   - of a pod's member, its mounts in the share that its sandbox's virtiofsd serves,
+//     which go with the directory too;
 //   - what hostnet has put into a network namespace that outlives the container,
 //     which goes with the directory too;
 //   - templates and standby VMs below Runtime.TemplateDir, which outlive all
