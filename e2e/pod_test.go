@@ -104,10 +104,10 @@ ls /www 2>/dev/null; echo pids $(ps | grep -c 'sleep 1000$'); exit 7`, ipcAndUTS
 	})
 }
 
-// vms counts the pod's QEMUs and virtiofsds' first processes, which are children of a stand-in.
+// vms counts the QEMUs of this run's host.
 func (p *handPod) vms() string {
 	p.Helper()
-	return strings.TrimSpace(p.shOut(fmt.Sprintf("ps -e -o args= | grep -c '[q]emu-system.*memory-backend'")))
+	return strings.TrimSpace(p.shOut("ps -e -o args= | grep -c '[q]emu-system.*memory-backend'"))
 }
 
 // What is a container's own is so for a pod's.
