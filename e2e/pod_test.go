@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // A pod by hand is what containerd's CRI makes of one: a sandbox, and members in its namespaces.
@@ -256,5 +257,33 @@ echo files of the monitor $(ls /proc/%[1]d/fd | wc -l)`, p.sandbox.pid)) + p.mus
 			}
 			before = after
 		}
+	})
+}
+
+// Mounts that the host makes below a member's volume show and go as those of any container do.
+func TestPodMountsMadeLater(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		dir := p.sharedMount()
+		p.noErr(os.Mkdir(filepath.Join(dir, "late"), 0o755))
+		c := p.create(p.member("later", "sleep 1000", ipcAndUTS, func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/volume", Type: "bind", Source: dir, Options: []string{"rbind", "rslave"}})
+		}))
+		c.start()
+		look := func(want string) {
+			p.Helper()
+			if err := waitFor("the volume has "+want, func() bool { return p.must("exec", c.id, "ls", "/volume/late") == want }); err != nil {
+				p.Error(err)
+			}
+		}
+		look("")
+		p.mountAt(filepath.Join(dir, "late"))
+		look("f\n")
+		var late unix.Stat_t
+		p.noErr(unix.Stat(filepath.Join(dir, "late"), &late))
+		p.noErr(unix.Unmount(filepath.Join(dir, "late"), 0))
+		look("")
+		p.wantUnused(p.sandbox.pid, late.Dev)
+		p.must("delete", "--force", c.id)
 	})
 }
