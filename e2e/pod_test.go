@@ -260,6 +260,44 @@ echo files of the monitor $(ls /proc/%[1]d/fd | wc -l)`, p.sandbox.pid)) + p.mus
 	})
 }
 
+// Members with the same directory have the same files, not only the same content: they meet at a socket in it. A volume
+// stays for as long as somebody has it.
+func TestPodVolume(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		dir := e.diskDir()
+		with := func(options ...string) func(*specs.Spec) {
+			return func(s *specs.Spec) {
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/volume", Type: "bind", Source: dir, Options: append([]string{"rbind", "rprivate"}, options...)})
+			}
+		}
+		holds := p.create(p.member("holds", "exec probe serve unix /volume/socket", ipcAndUTS, with()))
+		holds.start()
+		p.expect(holds.out, "listening\n")
+		for round := range 2 { // the first goes while the other has the volume
+			name := "tries-" + itoa(round)
+			tries := p.create(p.member(name, "probe dial unix /volume/socket met; echo written >/volume/file", ipcAndUTS, with()))
+			tries.start()
+			p.want("end", tries.end().String(), "exit code 0")
+			p.want("stdout at the socket's other end", tries.out.wait(), "met\n")
+			r := p.cmd("delete", tries.id)
+			p.wantCode(r, 0)
+			p.want("stderr of delete", r.stderr, "")
+			p.want("the file as the first sees it", p.must("exec", holds.id, "cat", "/volume/file"), "written\n")
+		}
+		reads := p.create(p.member("reads", "cat /volume/file; echo x >/volume/not", nil, with("ro")))
+		reads.start()
+		p.want("end", reads.end().String(), "exit code 1")
+		p.want("the file as a reader sees it", reads.out.wait(), "written\n")
+		p.wantPart("stderr", reads.errs.wait(), "Read-only file system")
+		p.must("delete", reads.id)
+		p.must("delete", "--force", holds.id)
+		if e.rt.isVM() {
+			p.want("volumes left", p.shOut(fmt.Sprintf("for p in $(pgrep -P %d); do ls /proc/$p/root/volumes 2>/dev/null || :; done", p.sandbox.pid)), "")
+		}
+	})
+}
+
 // Mounts that the host makes below a member's volume show and go as those of any container do.
 func TestPodMountsMadeLater(t *testing.T) {
 	eachRuntime(t, func(e *env) {

@@ -194,7 +194,7 @@ func (g *cgroup) await(line string, patience time.Duration) error {
 }
 
 // remove takes a member away, and with it what the guest keeps of its files.
-func (s *server) remove(name string, _ *struct{}) (any, error) {
+func (s *server) remove(name string, req *guestproto.RemoveRequest) (any, error) {
 	if name == guestproto.First || strings.Contains(name, "/") {
 		return nil, guestproto.Errorf(guestproto.CodeBadRequest, "container name %q", name)
 	}
@@ -218,7 +218,11 @@ func (s *server) remove(name string, _ *struct{}) (any, error) {
 			return nil, err
 		}
 	}
-	return nil, leaveShare(name)
+	err := leaveShare(guestproto.MemberName(name))
+	for _, volume := range req.Volumes {
+		err = errors.Join(err, leaveShare(guestproto.VolumeName(filepath.Base(volume))))
+	}
+	return nil, err
 }
 
 // takeAway ends what is left of a member.
@@ -278,12 +282,12 @@ func (g *cgroup) remove() error {
 	return nil
 }
 
-// leaveShare unmounts what a member had of the share. The host has taken the mounts away
+// leaveShare unmounts what the guest has of the share at name. The host has taken the mounts away
 // there and has left the directory that they were on. Its removal has virtiofsd and the
-// kernel let go of the member's files, once the kernel has seen that it is another
+// kernel let go of the files, once the kernel has seen that it is another
 // directory by now: mkdir(2) makes it look at the name, however lately it has done so.
 func leaveShare(name string) error {
-	dir := filepath.Join(guestproto.ShareDir, guestproto.MemberName(name))
+	dir := filepath.Join(guestproto.ShareDir, name)
 	// EINVAL: it is no mount.
 	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "unmount", Path: dir, Err: err}

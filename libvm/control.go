@@ -66,6 +66,8 @@ type controlRequest struct {
 	Exec   *execParams   `json:"exec,omitempty"`
 	Update *updateParams `json:"update,omitempty"`
 	Join   *joinParams   `json:"join,omitempty"`
+	// Volumes are those that go with a member.
+	Volumes []string `json:"volumes,omitempty"`
 	// Trace asks for the steps of a start in the reply.
 	Trace bool `json:"trace,omitempty"`
 }

@@ -169,7 +169,7 @@ func (b *birth) claim(id string) (unlock func(), err error) {
 	}}
 	if b.pod != nil {
 		b.c.Sandbox, b.c.Accel, b.c.NetNS = b.pod.ref(), b.pod.sandbox.Accel, ""
-		b.cfg.PodDir = b.c.monitorDir()
+		b.c.Volumes, b.cfg.PodDir = b.cfg.Plan.Volumes(), b.c.monitorDir()
 	}
 	fresh, _ := hostNamespaces(b.spec)
 	b.cfg.ID, b.cfg.StateDir, b.cfg.Debug, b.cfg.Trace = id, dir, b.rt.Debug, b.rt.Trace != nil

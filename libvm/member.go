@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm/fault"
@@ -122,26 +123,43 @@ func (p *joinedPod) ref() *Sandbox {
 	return &Sandbox{ID: p.sandbox.ID, Pid: p.sandbox.Pid, PidStart: p.sandbox.PidStart}
 }
 
-// attachTree gives virtiofsd the mounts that the stand-in sends.
+// attachTree gives virtiofsd the mounts that the stand-in sends: the member's own, and
+// those of the pod's volumes that no other member has brought.
 func (b *birth) attachTree() error {
-	files, err := fdpass.Receive(b.sync)
+	unlock, err := lock(b.c.monitorDir()) // against the removal of a member that has the same volumes
 	if err != nil {
-		return fault.Wrap("receive the member's mounts", err)
+		return fmt.Errorf("the pod's sandbox: %w", err)
 	}
-	defer fdpass.CloseAll(files)
-	if len(files) != 1 {
-		return fmt.Errorf("the stand-in sent %d mounts, not 1", len(files))
-	}
+	defer unlock()
 	share, err := b.c.runningShare()
 	if err != nil {
 		return err
 	}
 	defer share.Server.Close()
-	if err := share.Attach(guestproto.MemberName(b.c.ID), files[0]); err != nil {
+	own := guestproto.MemberName(b.c.ID)
+	if err := errors.Join(share.Detach(own), b.attach(share, own)); err != nil { // a removal that failed may have left something
 		return fault.Wrap("give the pod's VM the member's files", err)
+	}
+	for _, volume := range b.c.Volumes {
+		if err := b.attach(share, guestproto.VolumeName(volume)); err != nil && !errors.Is(err, unix.EXDEV) {
+			return fault.Wrap("give the pod's VM a volume", err)
+		}
 	}
 	_ = guestproto.WriteFrame(b.sync, monitorEvent{Event: eventAttached}) // a stand-in that has gone shows in the next read
 	return nil
+}
+
+// attach gives virtiofsd the next mount that the stand-in sends.
+func (b *birth) attach(share rootfs.RunningShare, name string) error {
+	files, err := fdpass.Receive(b.sync)
+	if err != nil {
+		return err
+	}
+	defer fdpass.CloseAll(files)
+	if len(files) != 1 {
+		return fmt.Errorf("the stand-in sent %d mounts, not 1", len(files))
+	}
+	return share.Attach(name, files[0])
 }
 
 // runningShare asks the monitor of the pod's sandbox for what its virtiofsd serves. The
@@ -166,22 +184,65 @@ func (c *Container) runningShare() (share rootfs.RunningShare, err error) {
 // leavePod takes away what the VM of the pod has of a member whose stand-in has ended. It
 // does not fail: a sandbox that cannot be asked takes all with it when it ends.
 func (c *Container) leavePod() {
-	name := guestproto.MemberName(c.ID)
-	share, err := c.runningShare()
-	if errors.Is(err, ErrNotRunning) {
-		return // it has gone already
-	}
-	if err == nil {
-		defer share.Server.Close()
-		err = share.Detach(name)
-	}
-	err = errors.Join(err, c.request(controlRequest{Op: controlRelease}))
-	if share.Server != nil {
-		err = errors.Join(err, share.Remove(name)) // the guest has, if all is well
-	}
-	if err != nil && alive(c.Sandbox.Pid, c.Sandbox.PidStart) {
+	err := c.leave()
+	if err != nil && !errors.Is(err, ErrNotRunning) && alive(c.Sandbox.Pid, c.Sandbox.PidStart) {
 		c.rt.Log.Warn("what the VM of the pod has of the container stays there", "id", c.ID, "error", fault.Quiet(err.Error()))
 	}
+}
+
+func (c *Container) leave() error {
+	unlock, err := lock(c.monitorDir()) // against the creation of a member with the same volumes
+	if err != nil {
+		return ErrNotRunning
+	}
+	defer unlock()
+	share, err := c.runningShare()
+	if err != nil {
+		return err
+	}
+	defer share.Server.Close()
+	volumes, err := c.lastVolumes()
+	names := []string{guestproto.MemberName(c.ID)}
+	for _, volume := range volumes {
+		names = append(names, guestproto.VolumeName(volume))
+	}
+	for _, name := range names {
+		err = errors.Join(err, share.Detach(name))
+	}
+	err = errors.Join(err, c.request(controlRequest{Op: controlRelease, Volumes: volumes}))
+	for _, name := range names {
+		err = errors.Join(err, share.Remove(name)) // the guest has, if all is well
+	}
+	return err
+}
+
+// lastVolumes are those of a member's volumes that no other member of the pod has, be it
+// one that is being made.
+func (c *Container) lastVolumes() (last []string, err error) {
+	if len(c.Volumes) == 0 {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(c.rt.Root)
+	if err != nil {
+		return nil, err
+	}
+	used := map[string]bool{}
+	for _, e := range entries {
+		for _, name := range []string{stateFile, birthFile} {
+			state, err := readState(filepath.Join(c.rt.Root, e.Name()), name)
+			if err == nil && state.ID != c.ID && state.Sandbox != nil && *state.Sandbox == *c.Sandbox {
+				for _, volume := range state.Volumes {
+					used[volume] = true
+				}
+			}
+		}
+	}
+	for _, volume := range c.Volumes {
+		if !used[volume] {
+			last = append(last, volume)
+		}
+	}
+	return last, nil
 }
 
 // RunMember does the work of the process that stands for a pod's member, which create
@@ -189,7 +250,7 @@ func (c *Container) leavePod() {
 //
 //	create                                       stand-in
 //	 |-- monitorConfig ---------------------------->|  binds the member's files together
-//	 |<---------------- tree, with a descriptor ----|
+//	 |<-------------------- tree, with mounts ------|
 //	 |-- hooks-done ------------------------------->|
 //	 |-- attached --------------------------------->|  joins, at the sandbox's monitor
 //	 |<----------------------- ready or failed -----|  the guest holds the container
@@ -260,17 +321,27 @@ func (m *monitor) standIn(sync *net.UnixConn) (x *execSession, err error) {
 	return x, fault.Wrap("give up privileges", lockdown.Enter())
 }
 
-// sendTree hands the member's files to create, who can show them to the VM.
+// sendTree hands the member's files to create, who can show them to the VM, and those of
+// each of its volumes.
 func (c *creation) sendTree() error {
-	tree, err := rootfs.CopyTree(c.share)
-	if err != nil {
-		return err
-	}
-	defer tree.Close()
 	if err := guestproto.WriteFrame(c.sync, monitorEvent{Event: eventTree}); err != nil {
 		return err
 	}
-	return fault.Wrap("send the member's mounts", fdpass.Send(c.sync, tree))
+	err := c.sendCopy("")
+	for _, b := range c.cfg.Plan.Binds {
+		if b.Volume != "" {
+			err = errors.Join(err, c.sendCopy(b.Name))
+		}
+	}
+	return fault.Wrap("send the member's mounts", err)
+}
+
+func (c *creation) sendCopy(name string) error {
+	tree, err := rootfs.CopyTree(filepath.Join(c.share, name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(fdpass.Send(c.sync, tree), tree.Close())
 }
 
 // join has the sandbox's monitor make the member, once its files are in the share.

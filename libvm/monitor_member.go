@@ -234,7 +234,7 @@ func (m *monitor) evictMembers() {
 const removePatience = 15 * time.Second
 
 // release forgets a member that has ended, or could not be made.
-func (m *monitor) release(id string) error {
+func (m *monitor) release(id string, volumes []string) error {
 	if id == "" {
 		return errors.New("release: malformed request")
 	}
@@ -246,5 +246,5 @@ func (m *monitor) release(id string) error {
 		t.relay.cut()
 		t.relay.endInput()
 	}
-	return m.guest.in(id).call(guestproto.OpRemove, nil, nil, within(removePatience))
+	return m.guest.in(id).call(guestproto.OpRemove, guestproto.RemoveRequest{Volumes: volumes}, nil, within(removePatience))
 }

@@ -54,7 +54,7 @@ func (m *monitor) answer(conn *net.UnixConn) error {
 	case controlShare:
 		return m.showShare(conn)
 	case controlRelease:
-		return controlReply{Error: toControlError(m.release(req.Member))}.send(conn)
+		return controlReply{Error: toControlError(m.release(req.Member, req.Volumes))}.send(conn)
 	}
 	if t == nil || !t.answering.enter(nil) {
 		return controlReply{Error: toControlError(ErrNotRunning)}.send(conn)

@@ -53,6 +53,8 @@ type State struct {
 	// Sandbox is the container whose VM a pod's member lives in; nil for one with a VM of
 	// its own. Shape is that VM's then, but for MemoryMiB: what the VM has for the member.
 	Sandbox *Sandbox `json:"sandbox,omitempty"`
+	// Volumes are the names of those of the pod's volumes that a member has.
+	Volumes []string `json:"volumes,omitempty"`
 	// Template is the key of the template that the VM is a copy of; empty if it
 	// has booted.
 	Template string `json:"template,omitempty"`

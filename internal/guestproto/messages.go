@@ -38,8 +38,10 @@ const (
 // members of its pod, and are called by the host's ids of theirs.
 const First = ""
 
-// MemberName is where in the share a member's rootfs and volumes are.
+// MemberName is where in the share a member's files are, and VolumeName where a volume is
+// that members have in common.
 func MemberName(member string) string { return "members/" + member }
+func VolumeName(volume string) string { return "volumes/" + volume }
 
 // LoopDevices is how many loop devices the guest has nodes of.
 const LoopDevices = 8
@@ -100,7 +102,7 @@ const (
 	OpFlush   Op = "flush"   // -, -
 	OpDNS     Op = "dns"     // -, -; DNS messages follow the reply, see DNSAddress
 	OpFreeze  Op = "freeze"  // FreezeRequest, -
-	OpRemove  Op = "remove"  // -, -
+	OpRemove  Op = "remove"  // RemoveRequest, -
 	// SocketRequest, AcceptReply; the client's connection follows, see package sockrelay
 	OpAccept Op = "accept"
 	// SocketRequest, -; the clients' datagrams follow, see package sockrelay
@@ -387,6 +389,11 @@ type SignalRequest struct {
 // but for SIGKILL.
 type FreezeRequest struct {
 	Frozen bool `json:"frozen"`
+}
+
+// RemoveRequest is about a member and about volumes that nobody else has.
+type RemoveRequest struct {
+	Volumes []string `json:"volumes,omitempty"`
 }
 
 // ResizeRequest sets the window size of a process's terminal, in characters.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"github.com/moby/sys/userns"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -57,6 +58,8 @@ type Source struct {
 	Socket SocketKind
 	// Submounts are mounts below a SourceDirectory, see Bind.Submounts.
 	Submounts []string
+	// Device and Inode are those of a SourceDirectory.
+	Device, Inode uint64
 }
 
 // SourceKind says how a bind mount's source gets into the guest.
@@ -159,6 +162,9 @@ func lookAt(source, destination, bundle string) (Source, error) {
 		src.Kind, src.SizeBytes = SourceShm, sfs.Blocks*uint64(sfs.Bsize)
 	case st.IsDir():
 		src.Kind = SourceDirectory
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+			src.Device, src.Inode = sys.Dev, sys.Ino
+		}
 	default:
 		src.Kind = SourceFile
 	}

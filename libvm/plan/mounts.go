@@ -51,7 +51,7 @@ func below(file, dir string) bool {
 }
 
 func (p *Plan) root(rootfs string, host *HostFacts) {
-	p.Guest.Root.Path = p.GuestPath(RootfsName)
+	p.Guest.Root.Path = p.GuestPath(Bind{Name: RootfsName})
 	// The rootfs is shared writable even where root.readonly is set: mount
 	// points that are missing have to be made in it (as runc makes them). The
 	// guest mounts it read-only for the container.
@@ -161,6 +161,9 @@ func (p *Plan) bind(m *specs.Mount, src Source) error {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
 	b.Follows = follows && !b.File
+	if p.Member != "" && src.Kind == SourceDirectory {
+		p.volume(&b, src)
+	}
 	p.share(m, b)
 	return nil
 }
@@ -219,12 +222,16 @@ func (p *Plan) overlay(m *specs.Mount) error {
 func (p *Plan) share(m *specs.Mount, b Bind) {
 	b.Name = path.Join("mounts", strconv.Itoa(len(p.Binds)-1))
 	p.Binds = append(p.Binds, b)
-	m.Source = p.GuestPath(b.Name)
+	m.Source = p.GuestPath(b)
 }
 
-// GuestPath is where the guest finds what a Bind of that name shows.
-func (p *Plan) GuestPath(name string) string {
-	if p.Member != "" {
+// GuestPath is where the guest finds what a bind shows.
+func (p *Plan) GuestPath(b Bind) string {
+	name := b.Name
+	switch {
+	case b.Volume != "":
+		name = guestproto.VolumeName(b.Volume)
+	case p.Member != "":
 		name = path.Join(guestproto.MemberName(p.Member), name)
 	}
 	return path.Join(guestproto.ShareDir, name)

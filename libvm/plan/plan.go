@@ -82,6 +82,9 @@ type Bind struct {
 	// Follows has mounts that the host makes below Source later show, and go when they
 	// go there.
 	Follows bool `json:",omitempty"`
+	// Volume is the bind's name among the volumes of a pod, which its members have in
+	// common; empty for a bind of the container's own.
+	Volume string `json:",omitempty"`
 	// File says that Source is not a directory.
 	File bool
 }
@@ -120,7 +123,7 @@ func (p *Plan) Submounts() map[string][]string {
 	all := map[string][]string{}
 	for _, b := range p.Binds {
 		if len(b.Submounts) > 0 {
-			all[p.GuestPath(b.Name)] = b.Submounts
+			all[p.GuestPath(b)] = b.Submounts
 		}
 	}
 	return all

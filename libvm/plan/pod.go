@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -61,4 +62,48 @@ func (p *Plan) joinShm(m *specs.Mount) {
 	if readOnly {
 		m.Options = append(m.Options, "ro")
 	}
+}
+
+// volume makes a bind one of the pod's volumes, so that members with the same directory
+// have the same files in the guest: sockets, locks and shared mappings meet there. Those
+// that are read-only have not the same as those that are not, as the host holds them to
+// it. Only an emptyDir of Kubernetes is writable on the host in any case, since it is the
+// pod's, and the guest holds members to it.
+//
+// A bind that follows the host has a mirror in its container, and one with mounts below
+// has them as that container asks: both stay the container's own.
+func (p *Plan) volume(b *Bind, src Source) {
+	if b.Follows || len(b.Submounts) > 0 {
+		return
+	}
+	if strings.Contains(src.Path, emptyDir) {
+		b.ReadOnly, b.ReadOnlyBelow = false, false
+	}
+	kind := "w"
+	switch {
+	case b.ReadOnlyBelow:
+		kind = "rr"
+	case b.ReadOnly:
+		kind = "r"
+	}
+	if b.Recursive {
+		kind += "b"
+	}
+	name := fmt.Sprintf("%x-%x-%s", src.Device, src.Inode, kind)
+	if !slices.ContainsFunc(p.Binds, func(other Bind) bool { return other.Volume == name }) { // twice in a container is twice
+		b.Volume = name
+	}
+}
+
+// emptyDir is in the paths of such volumes, below the kubelet's directory of a pod.
+const emptyDir = "/volumes/kubernetes.io~empty-dir/"
+
+// Volumes are the names of the pod's volumes among the binds.
+func (p *Plan) Volumes() (names []string) {
+	for _, b := range p.Binds {
+		if b.Volume != "" {
+			names = append(names, b.Volume)
+		}
+	}
+	return names
 }

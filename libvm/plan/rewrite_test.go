@@ -267,7 +267,7 @@ func TestBindOfTypeCgroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := plan.Guest.Mounts[0].Source, plan.GuestPath("mounts/0"); got != want || len(plan.Binds) != 2 {
+	if got, want := plan.Guest.Mounts[0].Source, plan.GuestPath(Bind{Name: "mounts/0"}); got != want || len(plan.Binds) != 2 {
 		t.Errorf("source = %s, binds %+v, want %s", got, plan.Binds, want)
 	}
 }

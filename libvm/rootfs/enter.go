@@ -34,7 +34,7 @@ func DetachedMounts(share string, p *plan.Plan) ([]Mount, error) {
 		if err != nil {
 			return out, fmt.Errorf("open_tree %s: %w", b.Source, err)
 		}
-		out = append(out, Mount{target: dest[p.GuestPath(b.Name)], file: b.File, fd: fd})
+		out = append(out, Mount{target: dest[p.GuestPath(b)], file: b.File, fd: fd})
 	}
 	return out, nil
 }

@@ -37,8 +37,8 @@ func CopyTree(dir string) (*os.File, error) {
 	return openTree(dir)
 }
 
-// Attach mounts a tree in the share, at DIRECTORY/NAME: the directory is made if it is
-// missing, the name must not be there yet.
+// Attach mounts a tree in the share, at DIRECTORY/NAME: what is missing is made. If
+// something is mounted there already, that is an error which matches unix.EXDEV.
 //
 // The guest may have made whatever it likes there. So nothing is followed, and what is
 // mounted on is a directory of the share's own file system. The worst that a guest can do
@@ -50,10 +50,7 @@ func (s RunningShare) Attach(name string, tree *os.File) error {
 			return err
 		}
 		defer unix.Close(parent)
-		if err := unix.Mkdirat(parent, path.Base(name), 0o755); err != nil {
-			return err
-		}
-		dir, err := openBeneath(parent, path.Base(name), false)
+		dir, err := openBeneath(parent, path.Base(name), true)
 		if err != nil {
 			return err
 		}
