@@ -66,6 +66,10 @@ func (p *Plan) hostSocket(m *specs.Mount, src Source) bool {
 	if p.Sockets.Off {
 		return false
 	}
+	if p.Member != "" {
+		p.Warnf("mount %s: %s is a socket of the host's, and a member of a pod cannot connect to one", m.Destination, m.Source)
+		return false
+	}
 	switch src.Socket {
 	case SocketSeqpacket:
 		p.Warnf("mount %s: %s is a socket of type SOCK_SEQPACKET: nobody in the container can connect to it", m.Destination, m.Source)
