@@ -25,11 +25,9 @@ import (
 	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
 
-func init() {
-	if os.Getenv(self.ArgsVar) != "" {
-		runtime.LockOSThread() // as the program does
-	}
-}
+// The main thread stays the main goroutine's, as the program's does. Here it also must not
+// be one that startIn has join a namespace: /proc/self is the main thread's.
+func init() { runtime.LockOSThread() }
 
 // TestMain has the test binary be the monitor, the process of a detached exec, QEMU and
 // virtiofsd too.

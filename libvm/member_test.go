@@ -70,7 +70,7 @@ func TestMembers(t *testing.T) {
 		t.Errorf("a member's stand-in has %d children", n)
 	}
 	if got := h.members(sandbox); got != "one two" {
-		t.Errorf("the share has the members %q", got)
+		t.Errorf("the share has the members %q, of %+v and %+v", got, one.Sandbox, two.Sandbox)
 	}
 	if _, err := h.Create("one", CreateOptions{Bundle: h.bundle, Spec: h.memberSpec(sandbox, "one", "cat")}); !errors.Is(err, ErrExist) {
 		t.Errorf("a second one of the name: %v, want %v", err, ErrExist)

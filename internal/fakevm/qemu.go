@@ -179,6 +179,10 @@ func (m *machine) carryOut(command, id string) (result, event string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch command {
+	case "device_add":
+		if id == shareDevice {
+			m.awaitVirtiofsd()
+		}
 	case "query-chardev":
 		if m.does(LateGuest) {
 			return `[{"label": "control", "frontend-open": false}]`, `"VSERPORT_CHANGE", "data": {"id": "control", "open": true}`
@@ -226,8 +230,22 @@ func runVirtiofsd() {
 	if err != nil {
 		die(err)
 	}
+	_, _ = conn.Write([]byte{0}) // QEMU may have gone
 	_, _ = io.Copy(io.Discard, conn)
 	os.Exit(0)
+}
+
+// shareDevice is the id of the share's device.
+const shareDevice = "share"
+
+// awaitVirtiofsd returns when virtiofsd serves the share, or has ended: the real QEMU adds
+// no such device before that.
+func (m *machine) awaitVirtiofsd() {
+	const patience = 20_000 // milliseconds
+	fd := int(m.share.Fd())
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, patience); err == nil && n == 1 {
+		_, _ = unix.Read(fd, make([]byte, 1)) // one that has ended shows elsewhere
+	}
 }
 
 func enterShare() error {
