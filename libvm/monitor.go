@@ -102,8 +102,8 @@ type monitor struct {
 	net    *network
 	// sockets are the host's that the container may connect to; nil for none.
 	sockets *hostSockets
-	own    *tenant // the monitor's container
-	lost   <-chan struct{}
+	own     *tenant // the monitor's container
+	lost    <-chan struct{}
 	// served is what virtiofsd serves; without a server if nobody can be shown it.
 	served rootfs.RunningShare
 
