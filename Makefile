@@ -104,6 +104,10 @@ test-packages: all ## deb and dist: equal builds, lintian, installed on clean De
 demo: ## run real containers in front of you, with a private Docker (root)
 	@scripts/demo.sh
 
+.PHONY: terminal
+terminal: all ## draw docs/terminal.svg, the recorded terminal of README.md (root)
+	@scripts/terminal.sh
+
 # One after the other, also with -j: the tests measure time, and a part fills the machine.
 .PHONY: test
 test: deps ## everything: install what is missing, build, lint, unit and e2e tests, a little fuzzing (root)

@@ -19,12 +19,7 @@ const (
 
 // The documents keep to the rules for words.
 func TestWordsOfTheDocuments(t *testing.T) {
-	documents, err := filepath.Glob("docs/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	documents = append(documents, "README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "e2e/README.md", "images/README.md")
-	for _, path := range documents {
+	for _, path := range documents(t) {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -33,6 +28,15 @@ func TestWordsOfTheDocuments(t *testing.T) {
 			t.Errorf("%s:%s", path, complaint)
 		}
 	}
+}
+
+func documents(t *testing.T) []string {
+	t.Helper()
+	paths, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(paths, "README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "e2e/README.md", "images/README.md")
 }
 
 func TestCheckWords(t *testing.T) {

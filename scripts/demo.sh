@@ -4,20 +4,15 @@
 # directory and one cgroup: when the script ends, in whatever way, nothing of them is left. `make demo` runs it.
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export PATH=/usr/bin:/bin:/usr/sbin:/sbin:$PATH # Debian's docker client, which fits Debian's daemon
+# shellcheck source=scripts/private-docker.sh
+source "$(dirname "${BASH_SOURCE[0]}")/private-docker.sh"
 
 bold='' dim='' plain=''
 if [ -t 1 ]; then
 	bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
 fi
 
-say() { printf '%s\n' "$*"; }
 title() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
-die() {
-	printf 'demo: %s\n' "$*" >&2
-	exit 1
-}
 
 # The outside: prepares $work, runs the inside in its namespaces, cleans up.
 
@@ -29,27 +24,16 @@ outside() {
 	title 'Building (the first time the guest kernels take some minutes)'
 	make -C "$repo" --no-print-directory all
 
-	work=$(mktemp -d /var/tmp/boxlite-demo.XXXXXX)
-	inside_pid=
-	trap clean_up EXIT
-	trap 'exit 130' INT TERM HUP
+	make_work
 	title "Installing into $work/usr, for this demo only"
-	make -C "$repo" --no-print-directory -s install PREFIX="$work/usr" >/dev/null
+	install_boxlite
 	say "\$ boxlite check"
 	"$work/usr/bin/boxlite" check || die 'boxlite check says what to do'
 
 	title 'An image with Docker in it (the first time it is made, from Debian packages)'
 	"$repo/images/build.sh" dind
 
-	# In the background, so that a signal is acted upon at once. unshare complains when its child is killed, hence the
-	# stderr of its own.
-	unshare --fork --pid --mount-proc --mount --net -- "$repo/scripts/demo.sh" inside "$work" 3>&2 2>"$work/unshare.log" &
-	inside_pid=$!
-	local status=0
-	wait "$inside_pid" || status=$?
-	inside_pid=
-	cat "$work/unshare.log" >&2
-	[ "$status" = 0 ] || exit "$status"
+	run_inside "$repo/scripts/demo.sh"
 
 	title 'What now'
 	cat <<-END
@@ -59,82 +43,16 @@ outside() {
 	END
 }
 
-clean_up() {
-	trap '' INT TERM HUP
-	if [ -n "$inside_pid" ]; then
-		# The child of unshare is PID 1 in there: all others go with it, and unshare ends after them.
-		local init
-		init=$(ps -o pid= --ppid "$inside_pid") || true
-		[ -z "$init" ] || kill -KILL "${init// /}" 2>/dev/null || true
-		wait "$inside_pid" 2>/dev/null || true
-		say
-		say 'Interrupted: cleaning up.'
-	fi
-	find /sys/fs/cgroup -depth -type d -path "*/${work##*/}*" -exec rmdir {} + 2>/dev/null || true
-	rm -rf "$work"
-}
-
 # The inside: PID 1 of its namespaces.
 
 inside() {
-	work=$1
-	exec 2>&3 3>&-
-	make_host
+	enter_host "$1"
 	title 'Starting a Docker daemon of its own'
 	start_docker
 	show_containers
 	if [ "$surprises" -gt 0 ]; then
 		die "$surprises commands did not do what they should"
 	fi
-}
-
-# make_host gives the namespaces their own view: a loopback, a bridge for Docker, a /sys of this network, an empty /run.
-make_host() {
-	mkdir "$work/cgroup"
-	mount --rbind /sys/fs/cgroup "$work/cgroup"
-	mount -t sysfs sysfs /sys
-	mount --rbind "$work/cgroup" /sys/fs/cgroup
-	mount -t tmpfs -o mode=755 tmpfs /run
-	ip link set lo up
-	# Made beforehand: with --bridge=none dockerd would delete the bridge of another daemon.
-	ip link add bxdemo0 type bridge
-	ip addr add 10.198.0.1/24 dev bxdemo0
-	ip link set bxdemo0 up
-	echo 1 >/proc/sys/net/ipv4/ip_forward
-}
-
-start_docker() {
-	local log=$work/dockerd.log try
-	cat >"$work/daemon.json" <<-END
-	{ "runtimes": { "boxlite": { "path": "$work/usr/bin/boxlite" } } }
-	END
-	say "daemon.json: $(cat "$work/daemon.json")"
-	export DOCKER_HOST=unix:///run/docker.sock DOCKER_CONFIG=$work
-	dockerd --config-file "$work/daemon.json" --data-root "$work/docker" --exec-root /run/docker --pidfile /run/docker.pid \
-		--host "$DOCKER_HOST" --bridge bxdemo0 --cgroup-parent "/${work##*/}" --exec-opt native.cgroupdriver=cgroupfs \
-		>"$log" 2>&1 &
-	for try in {1..300}; do
-		! docker version >/dev/null 2>&1 || break
-		if [ "$try" = 300 ] || ! kill -0 $! 2>/dev/null; then
-			die "dockerd did not come up: $(tail -n 5 "$log")"
-		fi
-		sleep 0.1
-	done
-	make_image
-}
-
-# make_image packs the host's static busybox as an image, so that nothing has to be downloaded.
-make_image() {
-	local root=$work/image applet busybox
-	busybox=$(command -v busybox)
-	mkdir -p "$root"/{bin,etc,dev,proc,sys,tmp,root,mnt}
-	cp "$busybox" "$root/bin/busybox"
-	for applet in $("$busybox" --list); do
-		[ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
-	done
-	echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
-	tar -C "$root" -c . | docker import --change 'CMD ["sh"]' - busybox >/dev/null
-	say 'Image "busybox" made of the one on this machine.'
 }
 
 surprises=0
