@@ -159,6 +159,7 @@ func (v *vm) removeMember(name string) {
 func testFreeze(t *testing.T, v, member *vm) {
 	count := `n() { cat /tmp/count | wc -l; }; a=$(n); usleep 300000; [ $(n) = $a ] && echo still || echo moving`
 	member.ok(guestproto.OpExec, guestproto.ExecRequest{ID: "counts", Process: shell("while :; do echo >>/tmp/count; usleep 10000; done")}, nil)
+	v.await(countFile(v, "near"))
 	member.ok(guestproto.OpFreeze, guestproto.FreezeRequest{Frozen: true}, nil)
 	if r := v.exec("besides", shell("echo moving"), ""); r.stdout != "moving\n" {
 		t.Errorf("beside a frozen container: %+v", r)
@@ -178,9 +179,14 @@ func testFreeze(t *testing.T, v, member *vm) {
 	}
 }
 
+// countFile is where a member counts, on the host.
+func countFile(v *vm, member string) string {
+	return filepath.Join(v.dir, "share", guestproto.MemberName(member), "rootfs/tmp/count")
+}
+
 func countLines(t *testing.T, v *vm, member string) int {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(v.dir, "share", guestproto.MemberName(member), "rootfs/tmp/count"))
+	text, err := os.ReadFile(countFile(v, member))
 	if err != nil {
 		t.Fatal(err)
 	}

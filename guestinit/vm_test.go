@@ -183,7 +183,7 @@ func (v *vm) daemon(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// await waits for a socket, which has no event that a test could wait for.
+// await waits for a file, such as a socket, which has no event that a test could wait for.
 func (v *vm) await(path string) {
 	v.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
