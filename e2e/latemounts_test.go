@@ -92,6 +92,51 @@ func TestMountsMadeLater(t *testing.T) {
 	})
 }
 
+// A whole tree of mounts comes at once, with mounts in it that others hide.
+func TestTreeOfMountsMadeLater(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		shared := h.sharedMount()
+		dir, tree := filepath.Join(shared, "volume"), filepath.Join(shared, "tree")
+		h.noErr(os.MkdirAll(filepath.Join(dir, "at"), 0o755))
+		h.mountAt(tree)
+		h.mountAt(filepath.Join(tree, "stack"))
+		h.noErr(unix.Mount("tmpfs", filepath.Join(tree, "stack"), "tmpfs", 0, ""))
+		h.noErr(os.WriteFile(filepath.Join(tree, "stack/f"), []byte("upper"), 0o644))
+		h.mountAt(filepath.Join(tree, "over/hidden"))
+		h.noErr(unix.Mount("tmpfs", filepath.Join(tree, "over"), "tmpfs", 0, ""))
+		h.noErr(os.Mkdir(filepath.Join(tree, "over/hidden"), 0o755))
+		h.noErr(os.WriteFile(filepath.Join(tree, "over/hidden/f"), []byte("hides"), 0o644))
+		b := h.bundle("tree", "sleep 1000", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/v", Type: "bind", Source: dir, Options: []string{"rbind", "rslave"}})
+		})
+		c := h.create(b)
+		c.start()
+		h.noErr(unix.Mount(tree, filepath.Join(dir, "at"), "", unix.MS_BIND|unix.MS_REC, ""))
+		shown := func() string {
+			return h.must("exec", b.id, "sh", "-c", "cat /v/at/stack/f /v/at/over/hidden/f 2>/dev/null; true")
+		}
+		h.noErr(waitFor("the tree shows", func() bool { return shown() == "upperhides" }))
+		if h.rt.isVM() { // and nothing mounts and unmounts for ever
+			before := h.mountsOfMirror(c.pid)
+			h.want("the tree", shown(), "upperhides")
+			h.want("the mirror's mounts", h.mountsOfMirror(c.pid), before)
+		}
+		h.noErr(unix.Unmount(filepath.Join(dir, "at"), unix.MNT_DETACH))
+		h.noErr(waitFor("the tree goes", func() bool { return shown() == "" }))
+		h.must("delete", "--force", b.id)
+		h.wantNoProcess(b)
+	})
+}
+
+// mountsOfMirror is the mirror's list of mounts, with their ids.
+func (h *hand) mountsOfMirror(monitor int) string {
+	h.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", h.childrenOf(monitor)["boxlite"]))
+	h.noErr(err)
+	return string(text)
+}
+
 // wantGuarded wants each mount that a monitor's virtiofsd sees to open no device, and those of the bind that is read-only to be.
 func (h *hand) wantGuarded(monitor int) {
 	h.Helper()

@@ -61,13 +61,15 @@ func (g *guest) strike(st *stream, req guestproto.Request) bool {
 	if req.Op == guestproto.OpWait { // the end is what is answered
 		<-g.process(decode[guestproto.WaitRequest](req.Body).Process).ended
 	}
+	if b.name == "frozen" { // it is frozen a moment later, and says nothing from now on
+		g.writing.Lock()
+		g.deaf.Store(true)
+	}
 	logf("%s strikes at %s", b.name, req.Op) // the tests wait for it
 	switch b.name {
 	case "silent": // takes the request and says nothing
 	case "frozen": // nothing of PID 1 runs any more
 		freeze()
-		g.writing.Lock()
-		g.deaf.Store(true)
 	case "full": // nothing is read any more, and the host may send more than the port holds
 		if stdin := g.process(guestproto.Init).stdin; stdin != nil {
 			stdin.grant(1 << 31)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -86,7 +87,7 @@ func (m *mirror) prepare() error {
 		bound := mirrored{bind: b}
 		for j, s := range []*side{&bound.source, &bound.share} {
 			mount := os.NewFile(uintptr(firstMount+2*i+j), b.Name)
-			if err := errors.Join(s.open(fmt.Sprintf("/%d-%d", i, j), mount), mount.Close()); err != nil {
+			if err := errors.Join(s.place(fmt.Sprintf("/%d-%d", i, j), mount), mount.Close()); err != nil {
 				return err
 			}
 		}
@@ -123,8 +124,8 @@ func enterEmptyRoot() error {
 	return unix.Chdir("/")
 }
 
-// open puts a detached mount at path.
-func (s *side) open(path string, mount *os.File) error {
+// place puts a detached mount at path.
+func (s *side) place(path string, mount *os.File) error {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return err
 	}
@@ -136,6 +137,9 @@ func (s *side) open(path string, mount *os.File) error {
 	return err
 }
 
+// leastInterval is the least between two looks at the mounts, whatever the host does.
+const leastInterval = 20 * time.Millisecond
+
 // follow carries over what has changed until the other end of the connection closes.
 func (m *mirror) follow() error {
 	raw, err := m.conn.SyscallConn()
@@ -145,6 +149,7 @@ func (m *mirror) follow() error {
 	var waitErr error
 	for {
 		m.sync()
+		time.Sleep(leastInterval)
 		err := raw.Control(func(conn uintptr) {
 			waitErr = m.await(int32(conn))
 		})
@@ -208,15 +213,23 @@ func (m *mirror) syncBind(b *mirrored) error {
 	return errors.Join(errs...)
 }
 
+// named says which mount an error is of. That another mount is in its place is none: the
+// host's processes do not see it either, or what they see comes with the next table.
 func (b *mirrored) named(mount submount, err error) error {
-	if err == nil {
+	if err == nil || errors.Is(err, errElsewhere) {
 		return nil
 	}
 	return fmt.Errorf("mount %s: %w", path.Join(b.Name, mount.path), err)
 }
 
-// submount is a mount below one of a bind's copies. Two that are equal show the same.
+// submount is a mount below one of a bind's copies.
 type submount struct {
+	shows
+	id uint64 // of the mount (statx(2), STATX_MNT_ID)
+}
+
+// shows is what a submount shows, and where.
+type shows struct {
 	path   string // below the copy
 	device string
 	root   string // what of the file system is mounted
@@ -231,7 +244,7 @@ func (m *mirror) look(b *mirrored) (want, have []submount, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return below(mounts, b.source.path), below(mounts, b.share.path), nil
+	return seen(below(mounts, b.source.path)), below(mounts, b.share.path), nil
 }
 
 // below lists the mounts below dir. A mount on dir itself hides the bind from the
@@ -239,7 +252,18 @@ func (m *mirror) look(b *mirrored) (want, have []submount, err error) {
 func below(mounts []*mountinfo.Info, dir string) (out []submount) {
 	for _, m := range mounts {
 		if rel, ok := strings.CutPrefix(m.Mountpoint, dir+"/"); ok {
-			out = append(out, submount{rel, strconv.Itoa(m.Major) + ":" + strconv.Itoa(m.Minor), m.Root})
+			out = append(out, submount{shows{rel, strconv.Itoa(m.Major) + ":" + strconv.Itoa(m.Minor), m.Root}, uint64(m.ID)})
+		}
+	}
+	return out
+}
+
+// seen leaves out mounts that others lie upon: only the last at a place can be seen.
+func seen(mounts []submount) (out []submount) {
+	for i, m := range mounts {
+		hidden := slices.ContainsFunc(mounts[i+1:], func(later submount) bool { return later.path == m.path })
+		if !hidden {
+			out = append(out, m)
 		}
 	}
 	return out
@@ -250,7 +274,7 @@ func below(mounts []*mountinfo.Info, dir string) (out []submount) {
 func difference(want, have []submount) (surplus, missing []submount) {
 	missing = slices.Clone(want)
 	for _, mount := range have {
-		if i := slices.Index(missing, mount); i >= 0 {
+		if i := slices.IndexFunc(missing, func(m submount) bool { return m.shows == mount.shows }); i >= 0 {
 			missing = slices.Delete(missing, i, i+1)
 		} else {
 			surplus = append(surplus, mount)
@@ -260,19 +284,43 @@ func difference(want, have []submount) (surplus, missing []submount) {
 	return surplus, missing
 }
 
-// walk opens what is at a submount's place on this side, its top mount.
-func (s *side) walk(mount submount) (*os.File, error) {
+// errElsewhere is of a place where another mount is than the table had there: one lies
+// upon it or upon its parents, or the next table will have it.
+var errElsewhere = errors.New("another mount is there")
+
+// walk opens a path on this side.
+func (s *side) walk(path string) (*os.File, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(int(s.root.Fd()), mount.path, &how)
+	fd, err := unix.Openat2(int(s.root.Fd()), path, &how)
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), mount.path), nil
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// open opens a submount's root. The error matches errElsewhere if another mount is there.
+func (s *side) open(mount submount) (*os.File, error) {
+	f, err := s.walk(mount.path)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil, errElsewhere
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Statx_t
+	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st)
+	if err == nil && (st.Mnt_id != mount.id || st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0) {
+		err = errElsewhere
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // carry mounts on the share's side what the source's side has there.
 func (b *mirrored) carry(mount submount) error {
-	from, err := b.source.walk(mount)
+	from, err := b.source.open(mount)
 	if err != nil {
 		return err
 	}
@@ -285,7 +333,7 @@ func (b *mirrored) carry(mount submount) error {
 	if err := rootfs.ShareMount(fd, b.ReadOnly); err != nil {
 		return err
 	}
-	to, err := b.share.walk(mount)
+	to, err := b.share.walk(mount.path)
 	if err != nil {
 		return err
 	}
@@ -296,10 +344,9 @@ func (b *mirrored) carry(mount submount) error {
 	return nil
 }
 
-// unmount takes the top mount at a submount's place away. The walk may have been led
-// elsewhere in the mirror's root, where there is nothing but what is mirrored.
+// unmount takes a submount away.
 func (s *side) unmount(mount submount) error {
-	at, err := s.walk(mount)
+	at, err := s.open(mount)
 	if err != nil {
 		return err
 	}

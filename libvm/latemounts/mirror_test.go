@@ -5,9 +5,17 @@ import (
 	"testing"
 )
 
+func at(path, device string, id uint64) submount { return submount{shows{path, device, "/"}, id} }
+
+func TestSeen(t *testing.T) {
+	a, lower, upper := at("a", "0:1", 1), at("c", "0:3", 2), at("c", "0:4", 3)
+	if got := seen([]submount{lower, a, upper}); !slices.Equal(got, []submount{a, upper}) {
+		t.Errorf("seen are %v, want %v and %v", got, a, upper)
+	}
+}
+
 func TestDifference(t *testing.T) {
-	a, b, c := submount{"a", "0:1", "/"}, submount{"a/b", "0:2", "/"}, submount{"c", "0:3", "/"}
-	other := submount{"c", "0:4", "/"}
+	a, b, c, other := at("a", "0:1", 11), at("a/b", "0:2", 12), at("c", "0:3", 13), at("c", "0:4", 14)
 	for _, test := range []struct {
 		name                         string
 		want, have, surplus, missing []submount
