@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -166,14 +167,27 @@ ip route add default via 192.0.2.1'`, c.pid))
 // inMadeNetwork makes the network namespace bxns, with eth7 at one end of a cable whose other end is bxhost, until the
 // test ends, and returns a bundle whose container joins it.
 func (h *hand) inMadeNetwork(name, script string) bundle {
-	h.shOut(`ip netns add bxns
-ip link add bxhost type veth peer name eth7 netns bxns
+	h.namedNamespace("bxns")
+	h.shOut(`ip link add bxhost type veth peer name eth7 netns bxns
 ip addr add 192.0.2.1/24 dev bxhost; ip link set bxhost up
 ip -n bxns addr add 192.0.2.3/24 dev eth7; ip -n bxns link set lo up; ip -n bxns link set eth7 up`)
-	h.Cleanup(func() {
-		h.shOut("ip netns del bxns; ip link del bxhost 2>/dev/null || :; rmdir /run/netns 2>/dev/null || { umount /run/netns; rmdir /run/netns; }")
-	})
+	h.Cleanup(func() { h.shOut("ip link del bxhost 2>/dev/null || :") })
 	return h.bundle(name, script, joinNetwork)
+}
+
+// namedNamespace makes a network namespace of that name (ip-netns(8)), until the test ends. If /run/netns is mounted before, by
+// Podman, it stays so.
+func (h *hand) namedNamespace(name string) {
+	h.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter("/run/netns"))
+	h.noErr(err)
+	h.shOut("ip netns add " + name)
+	h.Cleanup(func() {
+		h.shOut("ip netns del " + name)
+		if len(mounts) == 0 {
+			h.shOut("umount /run/netns; rmdir /run/netns")
+		}
+	})
 }
 
 // joinNetwork gives a container the namespace that inMadeNetwork has made.

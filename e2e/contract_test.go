@@ -92,8 +92,7 @@ func TestContract02StandIn(t *testing.T) {
 func TestContract07NamespacesFromPath(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		h := e.byHand()
-		h.shOut("ip netns add bxpath")
-		h.Cleanup(func() { h.shOut("ip netns del bxpath; umount /run/netns 2>/dev/null || :; rmdir /run/netns") })
+		h.namedNamespace("bxpath")
 		b := h.bundle("nspath", "sleep 1000", func(s *specs.Spec) {
 			s.Linux.Namespaces[1] = specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/run/netns/bxpath"}
 		})
