@@ -1,22 +1,18 @@
 package main
 
 import (
-	"bufio"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/yamux"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/internal/sockrelay"
@@ -28,23 +24,25 @@ const listenersInterval = 500 * time.Millisecond
 
 // awaitListeners waits until other sockets listen than those seen.
 func (s *server) awaitListeners(req *guestproto.ListenersRequest) (any, error) {
-	for {
+	for ; ; time.Sleep(listenersInterval) {
 		found, err := listeners()
+		if errors.Is(err, netlink.ErrDumpInterrupted) { // some may be missing
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
 		if !slices.Equal(found, req.Seen) {
 			return guestproto.ListenersReply{Listeners: found}, nil
 		}
-		time.Sleep(listenersInterval)
 	}
 }
 
 // The states of a socket that takes connections, or packets from everybody
 // (net/tcp_states.h).
 const (
-	tcpListen = "0A"
-	tcpClose  = "07"
+	tcpListen = 10
+	tcpClose  = 7
 )
 
 // listeners are the sockets of the container's network namespace, which is guestinit's,
@@ -54,31 +52,31 @@ func listeners() (found []guestproto.Listener, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, table := range []struct{ name, network, state string }{
-		{"tcp", "tcp", tcpListen}, {"tcp6", "tcp", tcpListen}, {"udp", "udp", tcpClose}, {"udp6", "udp", tcpClose},
-	} {
-		f, err := os.Open("/proc/net/" + table.name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // no IPv6
-		}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		tcp, err := netlink.SocketDiagTCP(family)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("list TCP sockets: %w", err)
 		}
-		addresses, err := localAddresses(f, table.state)
-		_ = f.Close() // read-only
+		udp, err := netlink.SocketDiagUDP(family)
 		if err != nil {
-			return nil, fmt.Errorf("/proc/net/%s: %w", table.name, err)
+			return nil, fmt.Errorf("list UDP sockets: %w", err)
 		}
-		for _, a := range addresses {
-			forClients := table.network == "udp" && first <= a.Port() && a.Port() <= last
-			if !forClients && !a.Addr().IsMulticast() {
-				found = append(found, guestproto.Listener{Network: table.network, Address: a})
-			}
-		}
+		udp = slices.DeleteFunc(udp, func(s *netlink.Socket) bool { return first <= s.ID.SourcePort && s.ID.SourcePort <= last })
+		found = append(append(found, inState(tcp, tcpListen, "tcp")...), inState(udp, tcpClose, "udp")...)
 	}
 	slices.SortFunc(found, compareListeners)
 	found = slices.Compact(found) // SO_REUSEPORT
 	return found[:min(len(found), guestproto.MostListeners)], nil
+}
+
+// inState are the addresses of the sockets in a state, without those of groups.
+func inState(sockets []*netlink.Socket, state uint8, network string) (found []guestproto.Listener) {
+	for _, s := range sockets {
+		if address, ok := netip.AddrFromSlice(s.ID.Source); ok && s.State == state && !address.IsMulticast() {
+			found = append(found, guestproto.Listener{Network: network, Address: netip.AddrPortFrom(address.Unmap(), s.ID.SourcePort)})
+		}
+	}
+	return found
 }
 
 func compareListeners(a, b guestproto.Listener) int {
@@ -99,43 +97,6 @@ func clientPorts() (first, last uint16, err error) {
 	}
 	_, err = fmt.Sscan(string(text), &first, &last)
 	return first, last, err
-}
-
-// localAddresses reads a table of sockets as /proc/net/tcp has it (proc(5)), and returns
-// the local addresses of those in a state.
-func localAddresses(table io.Reader, state string) (addresses []netip.AddrPort, err error) {
-	lines := bufio.NewScanner(table)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text()) // sl, local_address, rem_address, st
-		if len(fields) < 4 || fields[3] != state {
-			continue
-		}
-		address, err := parseAddress(fields[1])
-		if err != nil {
-			return nil, err
-		}
-		addresses = append(addresses, address)
-	}
-	return addresses, lines.Err()
-}
-
-// parseAddress reads an address of such a table: words of four bytes in the machine's
-// order, and a port.
-func parseAddress(text string) (netip.AddrPort, error) {
-	host, portText, _ := strings.Cut(text, ":")
-	raw, err := hex.DecodeString(host)
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	for i := 0; i+4 <= len(raw); i += 4 {
-		binary.BigEndian.PutUint32(raw[i:], binary.NativeEndian.Uint32(raw[i:]))
-	}
-	address, ok := netip.AddrFromSlice(raw)
-	port, err := strconv.ParseUint(portText, 16, 16)
-	if err != nil || !ok {
-		return netip.AddrPort{}, fmt.Errorf("address %q", text)
-	}
-	return netip.AddrPortFrom(address.Unmap(), uint16(port)), nil
 }
 
 // dialTimeout is more than a connection within the guest takes.

@@ -68,17 +68,17 @@ func (s *server) reserve(name string, wanted map[specs.LinuxNamespaceType]string
 }
 
 func makeMember(children *reaper, dir string, req *guestproto.CreateRequest, joins []join, steps *trace.Recorder) (*container, error) {
-	group, err := newCgroup(dir)
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
+	}
+	group, err := newCgroup(dir)
+	if err != nil {
+		return nil, errors.Join(err, null.Close())
 	}
 	oom, err := watchOOM(group)
 	if err != nil {
 		logf("%v", err) // a kernel without memory limits
-	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
 	}
 	c, err := createContainer(children, &groundwork{cgroup: group, oom: oom, null: null}, req, joins, steps)
 	if err != nil {

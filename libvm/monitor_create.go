@@ -35,6 +35,7 @@ type creation struct {
 	share    string        // virtiofsd's directory
 	listener *net.UnixListener
 	files    vmm.Files
+	mirror   *latemounts.Mirror // nil if no bind follows the host
 	// gone hears which mounts of the share, by their places in there, the host has taken
 	// away.
 	gone func(paths []string)
@@ -96,7 +97,16 @@ func (c *creation) buildShare() error {
 		rootfs.CloseFollowing(following)
 		return err
 	}
-	return latemounts.Start(following, c.gone, c.log)
+	c.mirror, err = latemounts.Start(following)
+	return err
+}
+
+// followHost waits until what the host mounts later shows, if it shall.
+func (c *creation) followHost() error {
+	if c.mirror == nil {
+		return nil
+	}
+	return c.mirror.Follow(c.gone, c.log)
 }
 
 // namesTimeout is how long the guest keeps a name of the share before it asks again, see
@@ -208,7 +218,7 @@ func (c *creation) enter() error {
 	if err != nil {
 		return err
 	}
-	if err := c.openSockets(); err != nil {
+	if err := errors.Join(c.openSockets(), c.followHost()); err != nil {
 		return err
 	}
 	var ev monitorEvent

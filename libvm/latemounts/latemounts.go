@@ -13,7 +13,6 @@ package latemounts
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -52,42 +51,53 @@ type event struct {
 	Error string   `json:"error,omitempty"`
 }
 
+// Mirror is the caller's end of the mirror.
+type Mirror struct{ conn *net.UnixConn }
+
 // Start starts the mirror in a mount namespace of its own. The mirror ends with the
-// calling process. What it cannot mirror later is logged. The function gone is called
-// with the places in the share where mounts have gone: the guest may still have them in
-// use. Start closes the files of following.
-func Start(following []rootfs.Following, gone func(paths []string), log *slog.Logger) error {
+// calling process. The caller goes on to Follow. Start closes the files of following.
+func Start(following []rootfs.Following) (*Mirror, error) {
 	cfg, files := config{}, []*os.File{}
 	for _, f := range following {
 		cfg.Binds = append(cfg.Binds, bind{f.Bind.Source, f.Bind.Name, f.ReadOnly || f.ReadOnlyBelow})
 		files = append(files, f.Source, f.Share)
 	}
 	defer fdpass.CloseAll(files)
-	conn, peer, err := fdpass.Socketpair()
-	if err != nil {
-		return err
-	}
 	cmd, err := self.Command(nil, nil, Command)
 	if err != nil {
-		return errors.Join(err, conn.Close(), peer.Close())
+		return nil, err
+	}
+	conn, peer, err := fdpass.Socketpair()
+	if err != nil {
+		return nil, err
 	}
 	cmd.Dir, cmd.ExtraFiles = "/", append([]*os.File{peer}, files...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	err = fault.Wrap("start the mirror of mounts", cmd.Start())
 	_ = peer.Close() // the mirror has its own
 	if err != nil {
-		return errors.Join(err, conn.Close())
+		return nil, errors.Join(err, conn.Close())
 	}
 	go func() { _ = cmd.Wait() }() // its end shows on the socket
+	if err := guestproto.WriteFrame(conn, cfg); err != nil {
+		return nil, errors.Join(fault.Wrap("mirror of mounts", err), conn.Close())
+	}
+	return &Mirror{conn}, nil
+}
+
+// Follow waits until the mirror follows the host's mounts. What it cannot mirror from then
+// on is logged. The function gone is called with the places in the share where mounts have
+// gone: the guest may still have them in use.
+func (m *Mirror) Follow(gone func(paths []string), log *slog.Logger) error {
 	var ready event
-	err = errors.Join(guestproto.WriteFrame(conn, cfg), guestproto.ReadFrame(conn, guestproto.MaxReply, &ready))
+	err := guestproto.ReadFrame(m.conn, guestproto.MaxReply, &ready)
 	if err == nil && ready.Error != "" {
 		err = errors.New(ready.Error)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("mirror of mounts: %s", fault.Quiet(err.Error())), conn.Close())
+		return fault.Wrap("mirror of mounts", err)
 	}
-	go attend(conn, gone, log)
+	go attend(m.conn, gone, log)
 	return nil
 }
 
@@ -102,7 +112,7 @@ func attend(conn *net.UnixConn, gone func([]string), log *slog.Logger) {
 			return
 		}
 		if e.Error != "" {
-			log.Warn("a mount of the host's shows, or does not, unlike on the host", "error", e.Error)
+			log.Warn("a mount that the host has made or taken away does not show as on the host", "error", e.Error)
 		}
 		if len(e.Gone) > 0 {
 			gone(e.Gone)

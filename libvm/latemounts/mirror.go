@@ -29,6 +29,7 @@ type mirror struct {
 	conn  *net.UnixConn
 	table *os.File // mountinfo of its own namespace
 	binds []mirrored
+	told  string // the last error
 }
 
 // mirrored is one bind.
@@ -62,11 +63,14 @@ func Run(conn *net.UnixConn, _ *slog.Logger) int {
 	return 0
 }
 
-// tell says what went wrong to whoever has started the mirror, which may have gone.
+// tell says what goes wrong to whoever has started the mirror, which may have gone. What
+// still does with the next change is not said again.
 func (m *mirror) tell(err error) {
-	if err != nil {
-		_ = guestproto.WriteFrame(m.conn, event{Error: err.Error()})
+	if err == nil || err.Error() == m.told {
+		return
 	}
+	m.told = err.Error()
+	_ = guestproto.WriteFrame(m.conn, event{Error: m.told})
 }
 
 // prepare makes the mirror's root and gives up what the mirror does not need.
@@ -183,9 +187,11 @@ func (m *mirror) await(conn int32) error {
 // sync carries over what has changed since the last time. What cannot be is told, and
 // tried again with the next change.
 func (m *mirror) sync() {
+	var errs []error
 	for i := range m.binds {
-		m.tell(m.syncBind(&m.binds[i]))
+		errs = append(errs, m.syncBind(&m.binds[i]))
 	}
+	m.tell(errors.Join(errs...))
 }
 
 func (m *mirror) syncBind(b *mirrored) error {

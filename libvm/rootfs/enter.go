@@ -16,7 +16,7 @@ import (
 type Mount struct {
 	target string
 	file   bool
-	fd     int // a detached mount (open_tree(2)), closed by attach
+	tree   *os.File // see CopyTree; closed by attach
 }
 
 // DetachedMounts opens the sources of binds as mounts that can be attached
@@ -29,19 +29,18 @@ func DetachedMounts(share string, p *plan.Plan) ([]Mount, error) {
 	}
 	var out []Mount
 	for _, b := range p.Binds[1:] {
-		path := filepath.Join(share, b.Name)
-		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		tree, err := CopyTree(filepath.Join(share, b.Name))
 		if err != nil {
-			return out, fmt.Errorf("open_tree %s: %w", b.Source, err)
+			return out, fmt.Errorf("%s: %w", b.Source, err)
 		}
-		out = append(out, Mount{target: dest[p.GuestPath(b)], file: b.File, fd: fd})
+		out = append(out, Mount{target: dest[p.GuestPath(b)], file: b.File, tree: tree})
 	}
 	return out, nil
 }
 
 func CloseMounts(mounts []Mount) {
 	for _, m := range mounts {
-		_ = unix.Close(m.fd)
+		_ = m.tree.Close() // nothing was written
 	}
 }
 
@@ -139,13 +138,13 @@ func mountProc(root *Root, proc int) error {
 // attach puts a detached mount in place, making the mount point if there is
 // none, as runc does. All paths are the container's, and so is the root.
 func attach(root *Root, m Mount) error {
-	defer unix.Close(m.fd)
+	defer m.tree.Close()
 	target, err := root.MountPoint(m.target, m.file)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.target, err)
 	}
 	defer target.Close()
-	return moveMount(m.fd, target, m.target)
+	return moveMount(int(m.tree.Fd()), target, m.target)
 }
 
 // moveMount mounts a detached mount on what target has open, whatever its name

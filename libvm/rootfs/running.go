@@ -33,8 +33,13 @@ func IdentityOf(dir string) (Identity, error) {
 
 // CopyTree copies the mount at dir with all mounts below. The copy is mounted nowhere:
 // its descriptor can be handed to another process, for RunningShare.Attach there.
+// The caller closes it.
 func CopyTree(dir string) (*os.File, error) {
-	return openTree(dir)
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: dir, Err: err}
+	}
+	return os.NewFile(uintptr(fd), dir), nil
 }
 
 // Attach mounts a tree in the share, at DIRECTORY/NAME: what is missing is made. If

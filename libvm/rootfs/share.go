@@ -125,7 +125,7 @@ func follow(target string, b plan.Bind) (*Following, error) {
 	if !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return strings.Contains(m.Optional, "master:") }) {
 		return nil, nil
 	}
-	source, err := openTree(target)
+	source, err := CopyTree(target)
 	if err != nil {
 		return nil, err
 	}
@@ -138,15 +138,7 @@ func makePeer(target string) (*os.File, error) {
 	if err := unix.MountSetattr(unix.AT_FDCWD, target, unix.AT_RECURSIVE, &attr); err != nil {
 		return nil, fmt.Errorf("mount_setattr: %w", err)
 	}
-	return openTree(target)
-}
-
-func openTree(path string) (*os.File, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
-		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
+	return CopyTree(target)
 }
 
 // ShareMount gives a detached mount the attributes of one of the share's, and peers of
