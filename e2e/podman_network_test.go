@@ -175,6 +175,7 @@ metadata:
   annotations: {io.podman.annotations.init.container.type: always} # once would have podman remove it, too early at times
 spec:
   hostname: from-kube
+  restartPolicy: Never # by Always, Podman 4.3 starts the init container anew each time it ends, under runc too
   volumes:
   - name: host
     hostPath: {path: `+dir+`, type: Directory}
