@@ -31,7 +31,7 @@ QEMU no container takes its VMs until it is started anew.`,
 		if err != nil {
 			return err
 		}
-		kernel, _, err := kernels.Select(nil, "", c.String("kernel"))
+		kernel, _, err := kernels.Select(kernels.Needs{}, "", c.String("kernel"))
 		if err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ var templateCreateCommand = &cli.Command{
 		}
 		kinds := []kernels.Kernel{kernels.Lean, kernels.Net}
 		if name := c.String("kernel"); name != "" {
-			kernel, _, err := kernels.Select(nil, "", name)
+			kernel, _, err := kernels.Select(kernels.Needs{}, "", name)
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 // What is the container's own with CAP_SYS_ADMIN, tried by the container init and by an exec process.
@@ -124,6 +126,39 @@ func (e *env) machine() map[string]string {
 }
 
 // Which kernel boots and why is in the state and in the debug log; a wrong name is an error that lists the right ones.
+// A container gets the kernel that has what its config.json sets: each kernel parameter, and /dev/net/tun.
+func TestKernelOfItsNeeds(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		parametersOf := func(kernel string) map[string]string {
+			b := h.bundle("parameters-"+kernel, "cd /proc/sys && find net -type f -perm -200 -exec grep -H '' {} + 2>/dev/null | sed 's/:/=/'", nil)
+			return parseReport(h.must("--kernel", kernel, "run", "--bundle", b.dir, b.id))
+		}
+		lean, net := parametersOf("lean"), parametersOf("net")
+		if len(lean) < 100 || len(net) <= len(lean) {
+			h.Fatalf("%d parameters of lean, %d of net", len(lean), len(net))
+		}
+		for name, value := range net {
+			of, ofLean := lean[name]
+			if ofLean {
+				value = of
+			}
+			kernel, reason, err := kernels.Select(kernels.Needs{Sysctls: map[string]string{name: value}}, "", "")
+			if err != nil || (kernel == kernels.Lean) != ofLean {
+				h.Errorf("with the parameter %s the kernel is %s (%s, %v); lean has it: %v", name, kernel, reason, err, ofLean)
+			}
+		}
+
+		b := h.bundle("needs", "uname -r; cat /proc/sys/net/ipv4/tcp_congestion_control /proc/sys/net/netfilter/nf_conntrack_max; : 3<>/dev/net/tun && echo open", func(s *specs.Spec) {
+			s.Linux.Sysctl = map[string]string{"net.ipv4.tcp_congestion_control": "bbr", "net.netfilter.nf_conntrack_max": "4321"}
+			s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200})
+			s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
+		})
+		_, report, _ := strings.Cut(h.must("run", "--bundle", b.dir, b.id), "-boxlite-")
+		h.want("kernel, bbr, limit, tun", report, "net\nbbr\n4321\nopen\n")
+	})
+}
+
 func TestKernelChoice(t *testing.T) {
 	eachVM(t, func(e *env) {
 		h := e.byHand()

@@ -6,29 +6,41 @@ import (
 )
 
 func TestSelect(t *testing.T) {
-	netAdmin := []string{"CAP_CHOWN", "CAP_NET_ADMIN"}
+	netAdmin := Needs{Capabilities: []string{"CAP_CHOWN", "CAP_NET_ADMIN"}}
+	sysctl := func(key, value string) Needs {
+		return Needs{Sysctls: map[string]string{"kernel.shmmni": "9", key: value}}
+	}
 	tests := []struct {
 		name       string
-		caps       []string
+		needs      Needs
 		annotation string
 		flag       string
 		want       Kernel
 		reason     string
 	}{
-		{"no capabilities", nil, "", "", Lean, "CAP_NET_ADMIN is not among the capabilities"},
-		{"other capabilities", []string{"CAP_SYS_ADMIN", "CAP_NET_RAW"}, "", "", Lean, "CAP_NET_ADMIN is not among the capabilities"},
+		{"nothing", Needs{}, "", "", Lean, "nothing in config.json needs net"},
+		{"other capabilities", Needs{Capabilities: []string{"CAP_SYS_ADMIN", "CAP_NET_RAW"}}, "", "", Lean, "nothing in config.json needs net"},
+		{"tun", Needs{Tun: true}, "", "", Net, "/dev/net/tun is among the devices"},
+		{"annotation over tun", Needs{Tun: true}, "lean", "", Lean, "annotation boxlite.kernel"},
+		{"netfilter", sysctl("net.netfilter.nf_conntrack_max", "1"), "", "", Net, "sysctl net.netfilter.nf_conntrack_max is set"},
+		{"netfilter with slashes", sysctl("net/bridge/bridge-nf-call-iptables", "1"), "", "", Net, "sysctl net/bridge/bridge-nf-call-iptables is set"},
+		{"an interface's", sysctl("net.ipv6.conf.eth0/1.accept_ra_rtr_pref", "1"), "", "", Net, "sysctl net.ipv6.conf.eth0/1.accept_ra_rtr_pref is set"},
+		{"another of an interface", sysctl("net.ipv6.conf.eth0.accept_ra", "1"), "", "", Lean, "nothing in config.json needs net"},
+		{"bbr", sysctl("net.ipv4.tcp_congestion_control", "bbr"), "", "", Net, "sysctl net.ipv4.tcp_congestion_control is set"},
+		{"bbr allowed", sysctl("net.ipv4.tcp_allowed_congestion_control", "reno bbr"), "", "", Net, "sysctl net.ipv4.tcp_allowed_congestion_control is set"},
+		{"reno", sysctl("net.ipv4.tcp_congestion_control", "reno"), "", "", Lean, "nothing in config.json needs net"},
 		{"net admin", netAdmin, "", "", Net, "CAP_NET_ADMIN is among the capabilities"},
 		{"annotation over capabilities", netAdmin, "lean", "", Lean, "annotation boxlite.kernel"},
-		{"flag over capabilities", nil, "", "net", Net, "flag --kernel"},
-		{"flag over annotation", nil, "net", "lean", Lean, "flag --kernel"},
-		{"flag over a wrong annotation", nil, "tiny", "lean", Lean, "flag --kernel"},
+		{"flag over capabilities", Needs{}, "", "net", Net, "flag --kernel"},
+		{"flag over annotation", Needs{}, "net", "lean", Lean, "flag --kernel"},
+		{"flag over a wrong annotation", Needs{}, "tiny", "lean", Lean, "flag --kernel"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, reason, err := Select(tt.caps, tt.annotation, tt.flag)
+			got, reason, err := Select(tt.needs, tt.annotation, tt.flag)
 			if err != nil || got != tt.want || reason != tt.reason {
-				t.Errorf("Select(%q, %q, %q) = %q, %q, %v, want %q, %q, nil",
-					tt.caps, tt.annotation, tt.flag, got, reason, err, tt.want, tt.reason)
+				t.Errorf("Select(%v, %q, %q) = %q, %q, %v, want %q, %q, nil",
+					tt.needs, tt.annotation, tt.flag, got, reason, err, tt.want, tt.reason)
 			}
 		})
 	}
@@ -41,14 +53,14 @@ func TestSelectUnknown(t *testing.T) {
 		{"net", "tiny", "flag --kernel"},
 	}
 	for _, tt := range tests {
-		kernel, reason, err := Select(nil, tt.annotation, tt.flag)
+		kernel, reason, err := Select(Needs{}, tt.annotation, tt.flag)
 		if err == nil {
-			t.Errorf("Select(nil, %q, %q) = %q, %q, nil, want an error", tt.annotation, tt.flag, kernel, reason)
+			t.Errorf("Select(Needs{}, %q, %q) = %q, %q, nil, want an error", tt.annotation, tt.flag, kernel, reason)
 			continue
 		}
 		for _, part := range []string{tt.from, `"lean"`, `"net"`} {
 			if !strings.Contains(err.Error(), part) {
-				t.Errorf("Select(nil, %q, %q): error %q does not name %s", tt.annotation, tt.flag, err, part)
+				t.Errorf("Select(Needs{}, %q, %q): error %q does not name %s", tt.annotation, tt.flag, err, part)
 			}
 		}
 	}

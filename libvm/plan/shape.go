@@ -32,7 +32,7 @@ const (
 func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 	caps := allCapabilities(spec.Process)
 	p.Shape.Privileged = slices.Contains(caps, "CAP_SYS_ADMIN")
-	kernel, reason, err := kernels.Select(caps, spec.Annotations[AnnotationKernel], over.Kernel)
+	kernel, reason, err := kernels.Select(needsOf(spec, caps), spec.Annotations[AnnotationKernel], over.Kernel)
 	if err != nil {
 		return err
 	}
@@ -72,6 +72,17 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 		return err
 	}
 	return nil
+}
+
+// needsOf says what the container needs of the guest's kernel.
+func needsOf(spec *specs.Spec, caps []string) kernels.Needs {
+	needs := kernels.Needs{Capabilities: caps}
+	if spec.Linux != nil {
+		needs.Sysctls = spec.Linux.Sysctl
+		needs.Tun = slices.ContainsFunc(spec.Linux.Devices, func(d specs.LinuxDevice) bool { return deviceKey(d) == guestDevices[tunDevice] })
+	}
+	needs.Tun = needs.Tun || slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return isBind(&m) && m.Source == tunDevice })
+	return needs
 }
 
 // CheckMemory returns an error for a memory size that no VM can have.
