@@ -108,7 +108,7 @@ demo: ## run real containers in front of you, with a private Docker (root)
 terminal: all ## draw docs/terminal.svg, the recorded terminal of README.md (root)
 	@scripts/terminal.sh
 
-# One after the other, also with -j: the tests measure time, and a part fills the machine.
+# One after the other, also with -j: each part fills the machine.
 .PHONY: test
 test: deps ## everything: install what is missing, build, lint, unit and e2e tests, a little fuzzing (root)
 	@echo '== build'

@@ -22,14 +22,14 @@ import (
 
 // The test binary runs itself in stages, named by stageVar:
 //
-//	"" (go test) -> init, PID 1 of new pid, mount, network namespaces -> suite, which runs the tests
-//	                                                                      -> reaper, see runtime_test.go
+//	"" (go test) -> a lane's init, PID 1 of new pid, mount, network namespaces -> suite, which runs the tests it is given
+//	                                                                                -> reaper, see reaper_test.go
 //
-// When go test's process ends in whatever way, init is killed, and with it everything in its pid namespace.
+// When go test's process ends in whatever way, each init is killed, and with it everything in its pid namespace.
 const (
 	stageVar = "E2E_STAGE"
-	workVar  = "E2E_WORK" // directory on disk, removed at the end: images, bundles, logs
-	tagVar   = "E2E_TAG"  // in the name of every cgroup and container of this run
+	workVar  = "E2E_WORK" // the lane's directory on disk, removed at the end: images, bundles, logs
+	tagVar   = "E2E_TAG"  // in the name of every cgroup and container of the lane
 )
 
 // Set by the suite stage, before any test.
@@ -75,64 +75,36 @@ func complain(err error) int {
 	return 1
 }
 
-// outerStage prepares what is on disk, runs the rest in namespaces of its own and removes everything after it.
+// outerStage has the tests run in lanes, and removes everything after them.
 func outerStage() int {
 	if err := checkMachine(); err != nil {
 		return complain(err)
 	}
-	work, err := os.MkdirTemp("/var/tmp", "boxlite-e2e-")
+	n, err := laneCount()
 	if err != nil {
 		return complain(err)
 	}
-	tag := "bxe2e" + fmt.Sprint(os.Getpid())
-	defer func() {
-		if os.Getenv("E2E_KEEP") == "" {
-			if err := os.RemoveAll(work); err != nil {
-				complain(err)
-			}
-		}
-		for _, dir := range taggedCgroups(tag) {
-			if err := os.Remove(dir); err != nil {
-				complain(err)
-			}
-		}
-	}()
-	if err := buildRootfs(filepath.Join(work, "rootfs")); err != nil {
+	sideBySide, last, err := orders()
+	if err != nil {
 		return complain(err)
-	}
-
-	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool {
-		return strings.HasPrefix(arg, "-test.testlogfile") // in a /tmp that the suite does not see
-	})
-	inside := exec.Command("/proc/self/exe", args...)
-	inside.Env = append(os.Environ(), stageVar+"=init", workVar+"="+work, tagVar+"="+tag)
-	inside.Stdout, inside.Stderr = os.Stdout, os.Stderr
-	inside.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
-		Pdeathsig:  syscall.SIGKILL,
-		Setpgid:    true, // Ctrl-C comes to this process alone, which then cleans up
 	}
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 	runtime.LockOSThread() // Pdeathsig follows the thread
-	if err := inside.Start(); err != nil {
+	n = max(1, min(n, len(sideBySide)))
+	s, err := startLanes(n)
+	if err != nil {
 		return complain(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- inside.Wait() }()
-	select {
-	case s := <-interrupted:
-		complain(fmt.Errorf("ended by %v", s))
-		_ = inside.Process.Kill() // it may have ended meanwhile
-		<-done
-		return 1
-	case err := <-done:
-		var exit *exec.ExitError
-		if err != nil && !errors.As(err, &exit) {
-			return complain(err)
-		}
-		return max(inside.ProcessState.ExitCode(), -inside.ProcessState.ExitCode())
+	go func() { s.stop(fmt.Errorf("ended by %v", <-interrupted)) }()
+	s.run(n, sideBySide)
+	s.run(1, last)
+	if err := s.end(); err != nil {
+		fmt.Println("FAIL")
+		return complain(err)
 	}
+	fmt.Println("PASS")
+	return 0
 }
 
 // checkMachine names everything that is missing at once: a suite that skips what it cannot run proves nothing.
@@ -227,7 +199,7 @@ func initStage() int {
 	}
 	suite := exec.Command("/proc/self/exe", os.Args[1:]...)
 	suite.Env = append(os.Environ(), stageVar+"=suite")
-	suite.Stdout, suite.Stderr = os.Stdout, os.Stderr
+	suite.Stdin, suite.Stdout, suite.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := suite.Start(); err != nil {
 		return complain(err)
 	}
@@ -366,7 +338,7 @@ func suiteStage(m *testing.M) int {
 	if err := theDaemon.importImage(); err != nil {
 		return complain(err)
 	}
-	return m.Run()
+	return runLane(m)
 }
 
 // sh runs a script that prepares something.
