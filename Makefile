@@ -51,6 +51,13 @@ bin/initramfs.cpio: bin/guestinit
 kernels: ## build the two guest kernels; from the cache if nothing has changed
 	kernels/build.sh --out bin lean net
 
+# The program is beside its parts, so bin/prebuilt/boxlite starts containers with Debian's kernel.
+.PHONY: prebuilt
+prebuilt: bin/boxlite bin/guestinit ## build into bin/prebuilt, with the kernel that Debian has built in place of the guest kernels
+	kernels/prebuilt.sh --out bin/prebuilt
+	$(GO) run ./initramfs -o bin/prebuilt/initramfs.cpio -modules bin/prebuilt/modules/ -names kernels/prebuilt.modules bin/guestinit
+	cp bin/boxlite bin/prebuilt/boxlite
+
 # SOURCE_DATE_EPOCH is the pages' date.
 .PHONY: man
 man: bin/boxlite ## write the man pages to bin/man
@@ -140,7 +147,7 @@ images: ## build the images of images/ from Debian packages; from the cache if n
 
 # Never from go test's cache: the binaries, dockerd and the kernel are not in its key.
 .PHONY: e2e
-e2e: all kernel-host images ## containers through a real dockerd, by hand and under KVM (root)
+e2e: all prebuilt kernel-host images ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
 	$(GO) test -count=1 -p 1 -v -timeout 75m $(ALLTESTFLAGS) ./e2e/...
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)

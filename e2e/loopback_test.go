@@ -99,7 +99,7 @@ func TestLoopbackOfNamespace(t *testing.T) {
 		if _, err := e.echoWithin(id, "udp", "127.0.0.1:9", "x"); !errors.Is(err, unix.ECONNREFUSED) {
 			e.Errorf("UDP to a closed port: %v, want it refused", err)
 		}
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > dialLimit/2 {
 			e.Errorf("closed ports refuse after %s", took)
 		}
 

@@ -125,3 +125,27 @@ done; echo end`)
 		e.want("stdout", r.stdout, "end\n")
 	})
 }
+
+// Until boxlite's own kernels are compiled, Debian's stands in for both of them.
+func TestKernelOfDebian(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		parts, err := filepath.Abs("../bin/prebuilt")
+		h.noErr(err)
+		h.flags = append(h.flags, "--parts", parts)
+		data := h.diskDir()
+		b := h.bundle("debian", `uname -r >/mnt/kernel; cat /mnt/input; ip link add br0 type bridge && iptables=$(ls -d /sys/module/iptable_nat /sys/module/nf_tables) && echo "$iptables"; exit 7`, func(s *specs.Spec) {
+			s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_NET_ADMIN")
+			s.Process.Capabilities.Effective = append(s.Process.Capabilities.Effective, "CAP_NET_ADMIN")
+			s.Process.Capabilities.Permitted = append(s.Process.Capabilities.Permitted, "CAP_NET_ADMIN")
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mnt", Type: "bind", Source: data, Options: []string{"bind"}})
+		})
+		h.noErr(os.WriteFile(filepath.Join(data, "input"), []byte("from the host\n"), 0o644))
+		r := h.cmd("run", "--bundle", b.dir, b.id)
+		h.wantCode(r, 7)
+		h.want("stdout", r.stdout, "from the host\n/sys/module/iptable_nat\n/sys/module/nf_tables\n")
+		kernel, err := os.ReadFile(filepath.Join(data, "kernel"))
+		h.noErr(err)
+		h.wantPart("kernel", string(kernel), "-cloud-amd64")
+	})
+}

@@ -36,6 +36,7 @@ func main() {
 	booted, _ := tsc.Now()  // who asks for the clock's rate hears the error
 	filter, err := os.ReadFile(guestproto.DeviceFilterFile)
 	check("read the device filter", err)
+	check("load modules", loadModules())
 	check("switch to a root of our own", switchRoot())
 	check("mount", mountSystem())
 	adoptConsole()

@@ -4,6 +4,10 @@
 // memory. Equal input gives equal output, byte for byte.
 //
 //	go run ./initramfs -o bin/initramfs.cpio bin/guestinit
+//
+// For a distribution's kernel the archive has modules too, those that a file names in words:
+//
+//	go run ./initramfs -o ARCHIVE -modules lib/modules/VERSION -names kernels/prebuilt.modules bin/guestinit
 package main
 
 import (
@@ -22,22 +26,36 @@ import (
 
 func main() {
 	output := flag.String("o", "", "archive to write")
+	dir := flag.String("modules", "", "directory of a kernel's modules")
+	names := flag.String("names", "", "file with the names of the modules to pack")
 	flag.Parse()
-	if *output == "" || flag.NArg() != 1 {
-		fmt.Fprintln(os.Stderr, "usage: initramfs -o ARCHIVE GUESTINIT")
+	if *output == "" || flag.NArg() != 1 || (*dir == "") != (*names == "") {
+		fmt.Fprintln(os.Stderr, "usage: initramfs -o ARCHIVE [-modules DIR -names FILE] GUESTINIT")
 		os.Exit(2)
 	}
-	if err := run(*output, flag.Arg(0)); err != nil {
+	if err := run(*output, flag.Arg(0), *dir, *names); err != nil {
 		fmt.Fprintf(os.Stderr, "initramfs: %v\n", err)
 		os.Exit(1)
 	}
 }
 
 // run writes the archive beside its destination and renames it into place.
-func run(output, guestinit string) (err error) {
+func run(output, guestinit, modulesDir, namesFile string) (err error) {
 	binary, err := os.ReadFile(guestinit)
 	if err != nil {
 		return err
+	}
+	content := entries(binary)
+	if modulesDir != "" {
+		names, err := os.ReadFile(namesFile)
+		if err != nil {
+			return err
+		}
+		packed, err := modules(modulesDir, words(string(names)))
+		if err != nil {
+			return err
+		}
+		content = append(content, packed...)
 	}
 	temporary := output + ".new"
 	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
@@ -49,7 +67,7 @@ func run(output, guestinit string) (err error) {
 			_ = os.Remove(temporary)
 		}
 	}()
-	if err := errors.Join(pack(f, binary), f.Close()); err != nil {
+	if err := errors.Join(pack(f, content), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(temporary, output)
@@ -78,9 +96,19 @@ type entry struct {
 	content []byte
 }
 
-func pack(w io.Writer, binary []byte) error {
+// words of a text in which # begins a comment.
+func words(text string) []string {
+	var found []string
+	for line := range strings.Lines(text) {
+		line, _, _ = strings.Cut(line, "#")
+		found = append(found, strings.Fields(line)...)
+	}
+	return found
+}
+
+func pack(w io.Writer, content []entry) error {
 	archive := cpio.NewWriter(w)
-	for i, e := range entries(binary) {
+	for i, e := range content {
 		e.header.Inode = int64(i + 1)
 		e.header.Links = 1
 		e.header.Size = int64(len(e.content))

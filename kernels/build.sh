@@ -5,8 +5,9 @@ set -euo pipefail
 
 usage() {
 	cat <<-END
-	usage: kernels/build.sh [--source TARBALL_OR_DIR] [--out DIR] lean|net|host ...
+	usage: kernels/build.sh [--cached] [--source TARBALL_OR_DIR] [--out DIR] lean|net|host ...
 
+	  --cached  build and install nothing: fail if a kernel is not in the cache
 	  --source  kernel source instead of the newest /usr/src/linux-source-*.tar.xz (installed if there is none)
 	  --out     also copy each kernel to DIR/vmlinux-NAME when it differs from what is there
 	END
@@ -31,10 +32,14 @@ declare -A fragments=(
 # Each set of options contains the one before, so in this order the fewest objects are compiled twice.
 order=(lean net host)
 
-source_path='' out='' key=''
+source_path='' out='' key='' cached=''
 declare -A wanted=()
 while [ $# -gt 0 ]; do
 	case $1 in
+	--cached)
+		cached=1
+		shift
+		;;
 	--source | --out)
 		[ $# -ge 2 ] || die "$1 needs a value"
 		if [ "$1" = --source ]; then source_path=$2; else out=$2; fi
@@ -61,6 +66,7 @@ done
 
 # apt_install PACKAGE... installs what a Debian or Ubuntu machine lacks; elsewhere the user has to.
 apt_install() {
+	[ -z "$cached" ] || die "missing: $*"
 	if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
 		die "please install: $*"
 	fi
@@ -254,6 +260,7 @@ for name in "${order[@]}"; do
 	[ -n "${wanted[$name]:-}" ] || continue
 	key=$(content_key "$name")
 	if [ ! -e "$cache/$key/vmlinux" ]; then
+		[ -z "$cached" ] || die "$name is not in the cache"
 		flock -n 9 || { echo "waiting for another build" && flock 9; }
 		# The other build may have been of this very kernel, or the fragments have changed while we waited.
 		key=$(content_key "$name")

@@ -19,24 +19,33 @@ title() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 outside() {
 	[ "$(id -u)" = 0 ] || die 'network namespaces and a Docker daemon need root: sudo make demo'
 	title 'What is missing on this machine'
-	"$repo/scripts/install-deps.sh" build run demo
+	"$repo/scripts/install-deps.sh" prebuilt run demo
 	say 'Everything is there.'
-	title 'Building (the first time the guest kernels take some minutes)'
-	make -C "$repo" --no-print-directory all
+	title 'Building'
+	local parts=$repo/bin
+	if "$repo/kernels/build.sh" --cached --out "$repo/bin" lean net 2>/dev/null; then
+		make -C "$repo" --no-print-directory bin/boxlite bin/initramfs.cpio
+	else
+		parts=$repo/bin/prebuilt
+		make -C "$repo" --no-print-directory prebuilt
+		because 'The guest kernels are not compiled yet. A kernel that Debian has built stands in, which starts later.'
+	fi
 
 	make_work
 	title "Installing into $work/usr, for this demo only"
-	install_boxlite
+	install_boxlite "$parts"
 	say "\$ boxlite check"
 	"$work/usr/bin/boxlite" check || die 'boxlite check says what to do'
 
+	run_inside "$repo/scripts/demo.sh" containers "$parts"
+
 	title 'An image with Docker in it (the first time it is made, from Debian packages)'
 	"$repo/images/build.sh" dind
-
-	run_inside "$repo/scripts/demo.sh"
+	run_inside "$repo/scripts/demo.sh" docker "$parts"
 
 	title 'What now'
 	cat <<-END
+	make                                   compiles the guest kernels: about ten minutes on two processors, once
 	sudo make install                      installs to /usr/local; README.md says how to register it with your Docker or Podman
 	docker run --rm --runtime boxlite ...  is then all there is to it
 	sudo make test                         runs the tests
@@ -45,15 +54,22 @@ outside() {
 
 # The inside: PID 1 of its namespaces.
 
+# inside WORK containers|docker PARTS
 inside() {
 	enter_host "$1"
+	if [ "$3" != "$repo/bin" ]; then
+		lean=cloud-amd64 net=cloud-amd64
+	fi
 	title 'Starting a Docker daemon of its own'
 	start_docker
-	show_containers
+	"show_$2"
 	if [ "$surprises" -gt 0 ]; then
 		die "$surprises commands did not do what they should"
 	fi
 }
+
+# What uname -r ends with in the guests.
+lean=boxlite-lean net=boxlite-net
 
 surprises=0
 
@@ -81,7 +97,7 @@ show_containers() {
 	because 'The host, a container of runc (which shares the host'\''s kernel), and one of boxlite:'
 	run 'uname -r'
 	run 'docker run --rm --runtime runc busybox uname -r' 0 "$(uname -r)"
-	run 'docker run --rm --runtime boxlite busybox uname -r' 0 boxlite-lean
+	run 'docker run --rm --runtime boxlite busybox uname -r' 0 "$lean"
 
 	title 'It is an ordinary container'
 	because 'stdin and stdout are pipes from end to end:'
@@ -91,7 +107,7 @@ show_containers() {
 	because 'A volume is a directory of the host, live:'
 	mkdir "$work/data"
 	run "docker run --rm --runtime boxlite -v $work/data:/data busybox sh -c 'uname -r >/data/kernel'"
-	run "cat $work/data/kernel" 0 boxlite
+	run "cat $work/data/kernel" 0 "$lean"
 
 	title 'Network, logs, exec'
 	run "docker run -d --name web --runtime boxlite -p 8080:80 busybox sh -c 'echo \"page from \$(uname -r)\" >/tmp/index.html; echo serving; exec httpd -f -p 80 -h /tmp'"
@@ -104,7 +120,7 @@ show_containers() {
 	run 'busybox wget -qO- http://127.0.0.1:8080/' 0 'page from'
 	because 'And a container reaches a server on the host:'
 	busybox httpd -p 10.198.0.1:8081 -h "$work/data"
-	run 'docker run --rm --runtime boxlite busybox wget -qO- http://10.198.0.1:8081/kernel' 0 boxlite
+	run 'docker run --rm --runtime boxlite busybox wget -qO- http://10.198.0.1:8081/kernel' 0 "$lean"
 	run 'docker logs web' 0 serving
 	run 'docker exec web ps' 0 httpd
 	because 'The host sees the process of its monitor, which stands for it:'
@@ -119,10 +135,13 @@ show_containers() {
 	local swappiness
 	swappiness=$(cat /proc/sys/vm/swappiness)
 	because 'With the kernel its own, the container may mount, make interfaces and set kernel parameters:'
-	run "docker run --rm --runtime boxlite --cap-add ALL busybox sh -c 'mount -t tmpfs demo /mnt && grep /mnt /proc/mounts; ip link add br0 type bridge && ip -o link show br0; sysctl -w vm.swappiness=7; uname -r'" 0 boxlite-net
+	run "docker run --rm --runtime boxlite --cap-add ALL busybox sh -c 'mount -t tmpfs demo /mnt && grep /mnt /proc/mounts; ip link add br0 type bridge && ip -o link show br0; sysctl -w vm.swappiness=7; uname -r'" 0 "$net"
 	because 'The host'\''s parameter is what it was:'
 	run 'cat /proc/sys/vm/swappiness' 0 "^$swappiness\$"
 
+}
+
+show_docker() {
 	title 'Docker in Docker'
 	because 'A dockerd of its own in a container, with its own bridge, firewall and cgroups:'
 	"$repo/images/build.sh" --import dind >/dev/null
@@ -152,7 +171,7 @@ until_serving() {
 }
 
 if [ "${1:-}" = inside ]; then
-	inside "$2"
+	inside "$2" "$3" "$4"
 else
 	outside
 fi

@@ -5,14 +5,15 @@ set -euo pipefail
 
 usage() {
 	cat <<-END
-	usage: scripts/install-deps.sh [build] [run] [demo] [test] [packages]
+	usage: scripts/install-deps.sh [build] [prebuilt] [run] [demo] [test] [packages]
 
 	  build  compilers and kernel source for boxlite and its guest kernels
+	  prebuilt  what takes Debian's kernel out of its package, which stands in for the guest kernels
 	  run    what starts containers: QEMU, virtiofsd, iproute2, iptables, e2fsprogs
 	  demo   Docker, busybox, and debootstrap for an image with Docker inside
 	  test   what the tests and benchmarks drive besides: Podman, crun, shellcheck ...
 	  packages  what make deb and make test-packages call: debhelper, lintian, debootstrap
-	  Without arguments: all but packages.
+	  Without arguments: all but prebuilt and packages.
 	END
 }
 
@@ -45,6 +46,13 @@ need_build() {
 	need linux-source '/usr/src/linux-source-*.tar.xz'
 }
 
+need_prebuilt() {
+	need make make
+	need lz4 lz4
+	need zstd zstd
+	need xz-utils xz
+}
+
 need_run() {
 	need qemu-system-x86 qemu-system-x86_64 /usr/bin/qemu-system-x86_64
 	# The C program comes with QEMU 7.2's packages, the Rust one in a package of its own.
@@ -65,6 +73,7 @@ need_demo() {
 }
 
 need_test() {
+	need_prebuilt
 	need crun crun
 	need runsc runsc
 	need podman podman
@@ -135,7 +144,7 @@ PATH=$PATH:/usr/sbin:/sbin:/usr/local/go/bin
 [ $# -gt 0 ] || set -- build run demo test
 for group in "$@"; do
 	case $group in
-	build | run | demo | test | packages) "need_$group" ;;
+	build | prebuilt | run | demo | test | packages) "need_$group" ;;
 	-h | --help)
 		usage
 		exit 0
@@ -147,4 +156,4 @@ for group in "$@"; do
 	esac
 done
 [ ${#missing[@]} = 0 ] || install_missing
-[[ " $* " != *" build "* ]] || check_go
+[[ " $* " != *" build "* && " $* " != *" prebuilt "* ]] || check_go

@@ -22,7 +22,11 @@ make_work() {
 	trap 'exit 130' INT TERM HUP
 }
 
-install_boxlite() { make -C "$repo" --no-print-directory -s install PREFIX="$work/usr" >/dev/null; }
+# install_boxlite PARTS installs the program below $work/usr, with the kernels and the initramfs of the directory.
+install_boxlite() {
+	make -C "$repo" --no-print-directory -s install-program PREFIX="$work/usr" >/dev/null
+	install -m 0644 -t "$work/usr/lib/boxlite" "$1"/vmlinux-{lean,net} "$1/initramfs.cpio"
+}
 
 # run_inside SCRIPT [ARGUMENT...]. In the background, so that a signal is acted upon at once. unshare complains when its
 # child is killed, hence the stderr of its own.
@@ -56,7 +60,7 @@ clean_up() {
 enter_host() {
 	work=$1
 	exec 2>&3 3>&-
-	mkdir "$work/cgroup"
+	mkdir -p "$work/cgroup"
 	mount --rbind /sys/fs/cgroup "$work/cgroup"
 	mount -t sysfs sysfs /sys
 	mount --rbind "$work/cgroup" /sys/fs/cgroup
@@ -96,7 +100,7 @@ make_image() {
 	mkdir -p "$root"/{bin,etc,dev,proc,sys,tmp,root,mnt}
 	cp "$busybox" "$root/bin/busybox"
 	for applet in $("$busybox" --list); do
-		[ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
+		[ "$applet" = busybox ] || ln -sf busybox "$root/bin/$applet"
 	done
 	echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 	tar -C "$root" -c . | docker import --change 'CMD ["sh"]' - busybox >/dev/null

@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/private-docker.sh"
 outside() {
 	[ "$(id -u)" = 0 ] || die 'network namespaces and a Docker daemon need root: sudo make terminal'
 	make_work
-	install_boxlite
+	install_boxlite "$repo/bin"
 	run_inside "$repo/scripts/terminal.sh"
 	draw <"$work/recording" >"$work/terminal.svg"
 	cp "$work/terminal.svg" "$repo/docs/terminal.svg"

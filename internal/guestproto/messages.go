@@ -23,6 +23,9 @@ const (
 	// DeviceFilterFile is where the initramfs holds the device filter (see
 	// CreateRequest) of nearly every container.
 	DeviceFilterFile = "/device-filter"
+	// ModulesDir is where the initramfs of a distribution's kernel holds modules,
+	// which guestinit loads in the order of their names.
+	ModulesDir = "/modules"
 	// ShareDir is where guestinit mounts the share. Paths of the guest spec
 	// (root.path and the sources of bind mounts) lie below it.
 	ShareDir = "/run/boxlite/share"
