@@ -168,6 +168,25 @@ func TestPodMembersApart(t *testing.T) {
 	})
 }
 
+// The VM is in the cgroup of the sandbox, whose own limit leaves room for what its members may use.
+func TestPodRoomForMembers(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		limit := func(mib int64) func(*specs.Spec) {
+			return func(s *specs.Spec) { s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: new(mib << 20)} }
+		}
+		p := e.byHand().pod(limit(64))
+		large := p.create(p.member("large", "probe hog 512 | tail -n 1; exec sleep 1000", ipcAndUTS, limit(560)))
+		large.start()
+		p.expect(large.out, "touched 512\n")
+		// An update of the sandbox leaves the room as it is, and one of a member makes some.
+		p.must("update", "--memory", "80m", p.sandbox.id)
+		p.must("update", "--memory", "800m", large.id)
+		p.want("stdout of exec", p.must("exec", large.id, "sh", "-c", "probe hog 720 | tail -n 1"), "touched 720\n")
+		p.must("delete", "--force", large.id)
+		p.wantStatus(p.sandbox.id, specs.StateRunning)
+	})
+}
+
 // The VM goes with the sandbox, and the members with the VM.
 func TestPodEndsWithItsSandbox(t *testing.T) {
 	for signal, want := range map[string]string{"TERM": "exit code 255", "KILL": "exit code 137"} {

@@ -126,11 +126,14 @@ func (p *joinedPod) ref() *Sandbox {
 // attachTree gives virtiofsd the mounts that the stand-in sends: the member's own, and
 // those of the pod's volumes that no other member has brought.
 func (b *birth) attachTree() error {
-	unlock, err := lock(b.c.monitorDir()) // against the removal of a member that has the same volumes
+	unlock, err := lock(b.c.monitorDir()) // against the removal of a member that has the same volumes, and other limits
 	if err != nil {
 		return fmt.Errorf("the pod's sandbox: %w", err)
 	}
 	defer unlock()
+	if err := b.c.makeRoom(b.c.MemoryMiB); err != nil {
+		return fmt.Errorf("the pod's sandbox: %w", err)
+	}
 	share, err := b.c.runningShare()
 	if err != nil {
 		return err
@@ -216,25 +219,83 @@ func (c *Container) leave() error {
 	return err
 }
 
+// otherMembers are those of the pod that c is in, or has as its sandbox, be they being made,
+// without c.
+func (c *Container) otherMembers() (members []*State, err error) {
+	sandbox := Sandbox{c.ID, c.Pid, c.PidStart}
+	if c.Sandbox != nil {
+		sandbox = *c.Sandbox
+	}
+	entries, err := os.ReadDir(c.rt.Root)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		for _, name := range []string{stateFile, birthFile} {
+			state, err := readState(filepath.Join(c.rt.Root, e.Name()), name)
+			if err == nil && state.ID != c.ID && state.Sandbox != nil && *state.Sandbox == sandbox {
+				members = append(members, state)
+				break
+			}
+		}
+	}
+	return members, nil
+}
+
+// othersMiB is what the VM has for these.
+func (c *Container) othersMiB() (sum int, err error) {
+	others, err := c.otherMembers()
+	for _, other := range others {
+		sum += other.MemoryMiB
+	}
+	return sum, err
+}
+
+// makeRoom raises the sandbox's limit of memory on the host, where the VM is in the sandbox's
+// cgroup, so that a member may use needMiB.
+func (c *Container) makeRoom(needMiB int) error {
+	sandbox, err := c.rt.Load(c.Sandbox.ID)
+	if err != nil {
+		return err
+	}
+	limits := sandbox.resources()
+	if plan.MemoryLimit(limits) <= 0 {
+		return nil
+	}
+	others, err := c.othersMiB()
+	if err != nil {
+		return err
+	}
+	return sandbox.limitHost(&specs.LinuxResources{Memory: limits.Memory}, sandbox.MemoryMiB+others+needMiB)
+}
+
+// roomInPod is makeRoom for a member. For a sandbox it is what the members need beside it.
+func (c *Container) roomInPod(needMiB int) (othersMiB int, err error) {
+	if c.Sandbox == nil {
+		return c.othersMiB()
+	}
+	unlock, err := lock(c.monitorDir())
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	return 0, c.makeRoom(needMiB)
+}
+
 // lastVolumes are those of a member's volumes that no other member of the pod has, be it
 // one that is being made.
 func (c *Container) lastVolumes() (last []string, err error) {
 	if len(c.Volumes) == 0 {
 		return nil, nil
 	}
-	entries, err := os.ReadDir(c.rt.Root)
+	others, err := c.otherMembers()
 	if err != nil {
 		return nil, err
 	}
 	used := map[string]bool{}
-	for _, e := range entries {
-		for _, name := range []string{stateFile, birthFile} {
-			state, err := readState(filepath.Join(c.rt.Root, e.Name()), name)
-			if err == nil && state.ID != c.ID && state.Sandbox != nil && *state.Sandbox == *c.Sandbox {
-				for _, volume := range state.Volumes {
-					used[volume] = true
-				}
-			}
+	for _, other := range others {
+		for _, volume := range other.Volumes {
+			used[volume] = true
 		}
 	}
 	for _, volume := range c.Volumes {

@@ -30,15 +30,19 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 		}
 		vmMiB := max(c.MemoryMiB, needed(after))
 		// The host first: room that the guest will use has to be there.
-		if err := c.limitHost(change, vmMiB); err != nil {
-			return errors.Join(err, c.limitHost(before, c.MemoryMiB)) // some may have been set
+		others, err := c.roomInPod(vmMiB)
+		if err != nil {
+			return err
+		}
+		if err := c.limitHost(change, vmMiB+others); err != nil {
+			return errors.Join(err, c.limitHost(before, c.MemoryMiB+others)) // some may have been set
 		}
 		if m := change.Memory; m != nil && !cgroups.IsCgroup2UnifiedMode() {
 			m.CheckBeforeUpdate = new(true) // version 1 refuses what the guest's version 2 kills for
 		}
 		params := &updateParams{Resources: plan.GuestResources(change, c.VCPUs), MemoryMiB: vmMiB}
 		if err := c.request(controlRequest{Op: controlUpdate, Update: params}); err != nil {
-			return errors.Join(c.afterVMLost(err), c.limitHost(before, c.MemoryMiB))
+			return errors.Join(c.afterVMLost(err), c.limitHost(before, c.MemoryMiB+others))
 		}
 		c.Resources, c.MemoryMiB = after, vmMiB
 		return writeState(c.dir, stateFile, &c.State)
