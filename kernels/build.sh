@@ -135,8 +135,8 @@ source_version() {
 content_key() {
 	{
 		echo "recipe $recipe, source $src_hash"
-		gcc --version | head -n 1
-		ld --version | head -n 1
+		gcc --version | sed -n 1p
+		ld --version | sed -n 1p
 		merged_fragments "$1"
 	} | sha256sum | cut -c1-20
 }
