@@ -165,6 +165,17 @@ conformance-check: all ## what of the suite is ok in docs/conformance.md must be
 	@echo '== validation suite'
 	$(GO) run ./conformance -boxlite bin/boxlite -check -j 2
 
+# crictl and critest; the e2e tests have no network to build them with.
+.PHONY: cri-tools
+cri-tools: ## build crictl and critest; from the cache if nothing has changed
+	@$(GO) run ./conformance -cri-tools >/dev/null
+
+e2e: cri-tools
+
+.PHONY: conformance-cri
+conformance-cri: all ## Kubernetes' critest through containerd with runc and boxlite, into docs/conformance.md; half an hour emulated (root)
+	$(GO) run ./conformance -cri -boxlite bin/boxlite
+
 .PHONY: lint
 lint: generate ## gofumpt, what is generated, scripts/lint.sh for each module, shellcheck
 	@echo '== lint'

@@ -26,7 +26,8 @@ import (
 //	cgroups  in a cgroup namespace: "/" of every hierarchy is the program's own; becomes the program
 //
 // The suite's fixed names (cgroups, the runtimes' default state roots) thus never meet another run's, and what a
-// program leaves behind ends with its PID 1. The network namespace is the machine's: the suite reads its interfaces.
+// program leaves behind ends with its PID 1. The network namespace is the machine's for the OCI suite, which reads its
+// interfaces, and a new one for critest, whose bridge and ports are then its own.
 const stageName = "conformance-stage"
 
 // exitIsolation is the status of a stage that failed before the program ran.
@@ -36,24 +37,37 @@ var errTimeout = errors.New("took too long")
 
 var runs atomic.Int64
 
+// A job is a program to be isolated.
+type job struct {
+	path       string
+	args       []string // with args[0]
+	dir        string
+	env        []string // beside the caller's
+	ownNetwork bool
+	timeout    time.Duration
+}
+
 // isolated runs one program and returns what it wrote to stdout and stderr. The error is of type *exec.ExitError if the
 // program said so itself.
-func isolated(s *suite, program string, rt ociRuntime, timeout time.Duration) (stdout, stderr []byte, err error) {
+func isolated(j job) (stdout, stderr []byte, err error) {
 	tag := fmt.Sprintf("boxlite-conformance-%d-%d", os.Getpid(), runs.Add(1))
 	cgroups, err := makeCgroups(tag)
 	defer func() { err = errors.Join(err, removeCgroups(cgroups)) }()
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errTimeout)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), j.timeout, errTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = append([]string{stageName, "init", filepath.Join(s.dir, program)}, cgroups...)
-	cmd.Dir = s.dir
-	cmd.Env = append(os.Environ(), "RUNTIME="+rt.path, "TMPDIR=/tmp")
+	cmd.Args = slices.Concat([]string{stageName, "init", strings.Join(cgroups, ":"), j.path}, j.args)
+	cmd.Dir = j.dir
+	cmd.Env = slices.Concat(os.Environ(), j.env, []string{"TMPDIR=/tmp"})
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC,
 		Pdeathsig:  syscall.SIGKILL,
+	}
+	if j.ownNetwork {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
 	}
 	runtime.LockOSThread() // Pdeathsig follows the thread
 	defer runtime.UnlockOSThread()
@@ -69,14 +83,16 @@ func isolated(s *suite, program string, rt ociRuntime, timeout time.Duration) (s
 func stage(name string, args []string) error {
 	switch name {
 	case "init":
-		return initStage(args[0], args[1:])
+		return initStage(strings.Split(args[0], ":"), args[1:])
 	case "cgroups":
-		return cgroupStage(args[0])
+		return cgroupStage(args[0], args[1:])
+	case criStageName:
+		return criStage(args)
 	}
 	return fmt.Errorf("no stage %q", name)
 }
 
-func initStage(program string, cgroups []string) error {
+func initStage(cgroups, program []string) error {
 	for _, dir := range cgroups {
 		// 0 is the writer: this process's pid is another outside.
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
@@ -96,7 +112,7 @@ func initStage(program string, cgroups []string) error {
 		}
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{stageName, "cgroups", program}
+	cmd.Args = append([]string{stageName, "cgroups"}, program...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWCGROUP}
 	if err := cmd.Start(); err != nil {
@@ -123,7 +139,7 @@ func reap(pid int) int {
 	}
 }
 
-func cgroupStage(program string) error {
+func cgroupStage(path string, args []string) error {
 	hierarchies, err := cgroupMounts()
 	if err != nil {
 		return err
@@ -137,7 +153,7 @@ func cgroupStage(program string) error {
 			return fmt.Errorf("mount %s: %w", h.dir, err)
 		}
 	}
-	return syscall.Exec(program, []string{program}, os.Environ())
+	return syscall.Exec(path, args, os.Environ())
 }
 
 // A hierarchy is a mount of a cgroup hierarchy, v1 or v2. Several mounts may be of one.

@@ -76,7 +76,7 @@ func TestIsolatedWithHierarchiesMountedTwice(t *testing.T) {
 				}
 			}
 		}
-		out, errs, err := isolated(&suite{dir: visible}, program, ociRuntime{path: "/bin/true"}, time.Minute)
+		out, errs, err := isolated(job{path: filepath.Join(visible, program), args: []string{program}, dir: visible, timeout: time.Minute})
 		if err != nil {
 			t.Errorf("isolated = %v: %s%s", err, out, errs)
 		}

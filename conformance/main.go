@@ -4,6 +4,9 @@
 //	go run ./conformance                     # all programs, both runtimes, and write the table
 //	go run ./conformance -check              # boxlite only: do the programs that the table calls ok still end so?
 //	go run ./conformance -v -run '^kill$'    # one program, with its output; writes nothing
+//	go run ./conformance -cri                # critest through a containerd of its own, both runtimes, and write its table
+//	go run ./conformance -cri -run DNS       # some of critest's specs; writes nothing
+//	go run ./conformance -cri-tools          # build crictl and critest, and print the directory that has them
 package main
 
 import (
@@ -27,6 +30,7 @@ type options struct {
 	table   string
 	run     string
 	check   bool
+	cri     bool
 	verbose bool
 	jobs    int
 	timeout time.Duration
@@ -46,11 +50,20 @@ func main() {
 	flag.StringVar(&o.table, "table", "docs/conformance.md", "document with the table")
 	flag.StringVar(&o.run, "run", "", "run only the programs whose names match, and write no table")
 	flag.BoolVar(&o.check, "check", false, "run with boxlite what the table calls ok, and fail if it is not")
+	flag.BoolVar(&o.cri, "cri", false, "run critest in the place of the OCI suite")
+	tools := flag.Bool("cri-tools", false, "build crictl and critest, print their directory, and run nothing")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs write")
 	flag.IntVar(&o.jobs, "j", 1, "programs at the same time")
 	flag.DurationVar(&o.timeout, "timeout", 5*time.Minute, "the longest that one program may take")
 	flag.Parse()
-	if err := conform(o); err != nil {
+	run := conform
+	switch {
+	case *tools:
+		run = printCRITools
+	case o.cri:
+		run = conformCRI
+	}
+	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(1)
 	}
@@ -167,7 +180,8 @@ func runAll(o options, suite *suite, programs []string, runtimes []ociRuntime) r
 				row := map[string]result{}
 				for _, runtime := range runtimes {
 					started := time.Now()
-					tap, errors, err := isolated(suite, program, runtime, o.timeout)
+					path := filepath.Join(suite.dir, program)
+					tap, errors, err := isolated(job{path: path, args: []string{path}, dir: suite.dir, env: []string{"RUNTIME=" + runtime.path}, timeout: o.timeout})
 					row[runtime.name] = judge(tap, err)
 					mu.Lock()
 					report(o, program, runtime.name, row[runtime.name], time.Since(started), slices.Concat(tap, errors))

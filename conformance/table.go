@@ -59,24 +59,29 @@ func write(path string, t results) error {
 	if err != nil {
 		return err
 	}
+	return replaceTable(path, tableBegin, tableEnd, table)
+}
+
+// replaceTable puts a table between two lines of the document.
+func replaceTable(path, first, last, table string) error {
 	document, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	before, _, after, err := cutTable(document)
+	before, _, after, err := cutTable(document, first, last)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return os.WriteFile(path, slices.Concat(before, []byte(table), after), 0o644)
 }
 
-func cutTable(document []byte) (before, table, after []byte, err error) {
-	begin := bytes.Index(document, []byte(tableBegin))
-	end := bytes.Index(document, []byte(tableEnd))
+func cutTable(document []byte, first, last string) (before, table, after []byte, err error) {
+	begin := bytes.Index(document, []byte(first))
+	end := bytes.Index(document, []byte(last))
 	if begin < 0 || end < begin {
-		return nil, nil, nil, fmt.Errorf("no lines %q and %q", tableBegin, tableEnd)
+		return nil, nil, nil, fmt.Errorf("no lines %q and %q", first, last)
 	}
-	begin += len(tableBegin)
+	begin += len(first)
 	return document[:begin], document[begin:end], document[end:], nil
 }
 
@@ -103,7 +108,7 @@ func readTable(path string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, table, _, err := cutTable(document)
+	_, table, _, err := cutTable(document, tableBegin, tableEnd)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

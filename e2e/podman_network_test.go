@@ -22,12 +22,12 @@ func TestPodmanBridge(t *testing.T) {
 			echo "network=$(ip -o -4 addr show dev eth0 | awk '{ print $4 }' | sed 's/[0-9]*\//x\//')"
 			echo "gateway=$(ip route | awk '/default/ { print $3 }')"`)
 		e.wantReport(got, map[string]string{"page": "page", "network": "10.198.7.x/24", "gateway": "10.198.7.1"})
-		e.want("published port", fetch(e, "127.0.0.1:18080"), "page\n")
+		e.want("published port", e.fetch("127.0.0.1:18080"), "page\n")
 	})
 }
 
 // fetch gets / of an HTTP server on the host's network.
-func fetch(e *podmanEnv, address string) string {
+func (e *env) fetch(address string) string {
 	e.Helper()
 	client := http.Client{Timeout: deadline, Transport: &http.Transport{DisableKeepAlives: true}}
 	answer, err := client.Get("http://" + address + "/")
@@ -45,7 +45,7 @@ func TestPodmanSlirp(t *testing.T) {
 		for handler, network := range map[string]string{"slirp4netns": "slirp4netns:port_handler=slirp4netns", "rootlesskit": "slirp4netns"} {
 			name := "web-" + handler
 			e.startReady("serving", "--name", name, "--network", network, "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
-			e.want("published port, by "+handler, fetch(e, "127.0.0.1:18080"), "page\n")
+			e.want("published port, by "+handler, e.fetch("127.0.0.1:18080"), "page\n")
 			e.wantReport(parseReport(e.ok("exec", name, "sh", "-c", `
 			echo "address=$(ip -o -4 addr show dev tap0 | awk '{ print $4 }')"
 			echo "gateway=$(ip route | awk '/default/ { print $3 }')"
@@ -64,7 +64,7 @@ func TestPodmanNetworkReload(t *testing.T) {
 		for range 2 {
 			e.ok("network", "reload", "web")
 			e.shows("web", "1", "ping -c 1 -W 1 10.198.23.1 | grep -c ' 0% packet loss'")
-			e.want("published port", fetch(e, "127.0.0.1:18080"), "page\n")
+			e.want("published port", e.fetch("127.0.0.1:18080"), "page\n")
 		}
 	})
 }
@@ -206,7 +206,7 @@ spec:
 		logs = e.session("logs", "-f", "kube-two")
 		logs.expect("page\n")
 		logs.kill()
-		e.want("published port", fetch(e, "127.0.0.1:18080"), "page\n")
+		e.want("published port", e.fetch("127.0.0.1:18080"), "page\n")
 		e.wantPart("generated", e.ok("kube", "generate", "kube"), "value: kube-word")
 		e.ok("kube", "down", file)
 	})

@@ -135,7 +135,7 @@ func TestPasta(t *testing.T) {
 					"mount -t proc proc /proc && exec "+u.bin()+" run "+tag+"-pasta"), cancel)
 				u.wantPart("address", run.expect("serving"), " 198.51.100.5/24 ")
 				for _, ip := range []string{"198.51.100.5", "127.0.0.1"} { // it connects to the address, and to the loopback
-					u.want("forwarded port", fetch(e, ip+":18090"), "page\n")
+					u.want("forwarded port", e.fetch(ip+":18090"), "page\n")
 				}
 				run.send("\n")
 				run.end()

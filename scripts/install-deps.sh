@@ -83,6 +83,7 @@ need_test() {
 	need passt pasta
 	need uidmap newuidmap
 	need catatonit catatonit
+	need containernetworking-plugins /usr/lib/cni/bridge
 	need shellcheck shellcheck
 	need mandoc mandoc
 	need attr getfattr
