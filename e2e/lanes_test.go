@@ -35,8 +35,12 @@ type lane struct {
 // laneEnd begins the line that a lane prints when the tests of an order have ended; m.Run's code follows.
 const laneEnd = "\x16lane: ended with "
 
-// alone are the tests that another lane's load or containers would fail, and what they measure.
-var alone = map[string]string{}
+// alone are the tests that measure time finer than another lane's load lets them.
+var alone = []string{
+	// liveLimit
+	"TestLoopbackFollowsNetworks", "TestNetworkChangesByHand", "TestNetworkConnect", "TestNetworkConnectTwentyTimes",
+	"TestNetworkConnectWhilePaused", "TestNetworkMoves", "TestNineInterfaces", "TestPodmanNetworkConnect", "TestPodmanNetworkReload",
+}
 
 // laneCount reads E2E_LANES; without it there is a lane for each processor.
 func laneCount() (int, error) {
@@ -66,7 +70,7 @@ func orders() (sideBySide, last []string, err error) {
 		return nil, nil, fmt.Errorf("list the tests: %w", err)
 	}
 	for name := range strings.FieldsSeq(string(list)) {
-		if alone[name] != "" {
+		if slices.Contains(alone, name) {
 			last = append(last, "^"+name+"$")
 		} else {
 			sideBySide = append(sideBySide, "^"+name+"$")
