@@ -118,9 +118,10 @@ func executable(path string) bool {
 }
 
 // dialectOf tells the two programs apart by an option that only the Rust one
-// has, which saves starting it. QEMU's own directory holds the C one.
+// has, which saves starting it. QEMU's own directory holds the C one, and in
+// Debian 13 a link to the Rust one.
 func dialectOf(path string) (Dialect, error) {
-	if filepath.Base(filepath.Dir(path)) == "qemu" {
+	if target, err := filepath.EvalSymlinks(path); err == nil && filepath.Base(filepath.Dir(target)) == "qemu" {
 		return DialectC, nil
 	}
 	raw, err := os.ReadFile(path)

@@ -36,6 +36,16 @@ func TestDialects(t *testing.T) {
 			t.Errorf("%s: FindVirtiofsd = %+v, %v, want dialect %s", c.path, got, err, c.want)
 		}
 	}
+	link := filepath.Join(dir, "debian13/qemu/virtiofsd")
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../../libexec/virtiofsd", link); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := FindVirtiofsd(Options{Virtiofsd: link}); err != nil || got.Dialect != DialectRust {
+		t.Errorf("a link in QEMU's directory to the Rust one: FindVirtiofsd = %+v, %v", got, err)
+	}
 }
 
 func TestProgramThatCannotBeRun(t *testing.T) {
