@@ -11,17 +11,32 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/boxlite-oci/boxlite/libvm/parts"
 	"github.com/boxlite-oci/boxlite/libvm/rootfs"
 )
 
-// MaxFiles is how many files virtiofsd can have open: its limit of descriptors,
-// which it raises as far as it may when it starts.
+// MaxFiles is how many files virtiofsd can have open for the guest: its limit of
+// descriptors, which it raises as far as it may when it starts, without those that
+// it keeps from the guest.
 func (v *VM) MaxFiles() (int, error) {
 	var limit unix.Rlimit
 	if err := unix.Prlimit(v.virtiofsd.pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
 		return 0, err
 	}
-	return int(min(limit.Cur, math.MaxInt32)), nil
+	return maxFiles(limit.Cur, v.dialect), nil
+}
+
+// reservedFiles is how many descriptors the Rust virtiofsd keeps from the guest: one
+// for each part of the guest's memory that there can be, 509, and 101 more. With
+// fewer it ends.
+const reservedFiles = 610
+
+func maxFiles(limit uint64, dialect parts.Dialect) int {
+	n := int(min(limit, math.MaxInt32))
+	if dialect == parts.DialectRust {
+		n = max(n-reservedFiles, 1)
+	}
+	return n
 }
 
 // FileServer reads what the kernel says of the process that does virtiofsd's work.

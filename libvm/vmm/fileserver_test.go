@@ -1,10 +1,33 @@
 package vmm
 
 import (
+	"math"
 	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/libvm/parts"
 )
+
+func TestMaxFiles(t *testing.T) {
+	for _, c := range []struct {
+		limit   uint64
+		dialect parts.Dialect
+		want    int
+	}{
+		{1000, parts.DialectC, 1000},
+		{1000, parts.DialectRust, 390},
+		{600, parts.DialectRust, 1},
+		{unix.RLIM_INFINITY, parts.DialectC, math.MaxInt32},
+		{unix.RLIM_INFINITY, parts.DialectRust, math.MaxInt32 - 610},
+	} {
+		if got := maxFiles(c.limit, c.dialect); got != c.want {
+			t.Errorf("maxFiles(%d, %s) = %d, want %d", c.limit, c.dialect, got, c.want)
+		}
+	}
+}
 
 // The table of a process is as large as it must be for its descriptors, and its
 // work shows when it has done some.

@@ -134,6 +134,7 @@ func (l *launch) spawn() error {
 		if l.vm.virtiofsd, err = startVirtiofsd(l.parts.Virtiofsd, l.files, l.log, l.virtiofsd); err != nil {
 			return err
 		}
+		l.vm.dialect = l.parts.Virtiofsd.Dialect
 	}
 	fdpass.CloseAll(l.lent)
 	l.lent = nil

@@ -123,6 +123,7 @@ func receiveVM(keeper *net.UnixConn) (taken *Handover, conns [3]*net.UnixConn, s
 // complete gives a VM that was taken its virtiofsd and has it go on. It closes share,
 // and conn where the VM does not have it.
 func (s *Starter) complete(v *VM, conn *net.UnixConn, share *os.File) (err error) {
+	v.dialect = s.Parts.Virtiofsd.Dialect
 	v.virtiofsd, err = startVirtiofsd(s.Parts.Virtiofsd, s.Files, s.Log, share)
 	_ = share.Close() // virtiofsd has its own
 	if err != nil {

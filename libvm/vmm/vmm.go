@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/boxlite-oci/boxlite/libvm/accel"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
 	"github.com/boxlite-oci/boxlite/libvm/qmp"
 )
 
@@ -43,6 +44,8 @@ type VM struct {
 
 	virtiofsd *process
 	qemu      *process
+	// dialect is virtiofsd's.
+	dialect parts.Dialect
 
 	accel    accel.Accel
 	cameUp   time.Duration // what QEMU took from its start to its first word
