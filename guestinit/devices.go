@@ -38,8 +38,7 @@ var defaultLinks = []struct{ path, target string }{
 func hasOwnDev(spec *specs.Spec) bool {
 	for _, m := range spec.Mounts {
 		if filepath.Clean(m.Destination) == "/dev" {
-			plan, err := planMount(m.Options)
-			return err == nil && (plan.bind != 0 || m.Type == "bind")
+			return planMount(m.Options).bind != 0 || m.Type == "bind"
 		}
 	}
 	return false

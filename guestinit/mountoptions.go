@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -120,11 +119,12 @@ func (o *mountOption) apply(a *unix.MountAttr) {
 }
 
 // planMount reads a mount's options. Words that it does not know are the file
-// system's, which has the last say on them.
-func planMount(options []string) (plan mountPlan, err error) {
+// system's, which has the last say on them. Empty ones, such as Podman 5's for
+// --systemd, say nothing.
+func planMount(options []string) (plan mountPlan) {
 	for _, word := range options {
 		if word == "" {
-			return plan, fmt.Errorf("empty mount option")
+			continue
 		}
 		if o := findMountOption(word); o != nil {
 			o.apply(&plan.attrs)
@@ -146,7 +146,7 @@ func planMount(options []string) (plan mountPlan, err error) {
 		key, value, _ := strings.Cut(word, "=")
 		plan.parameters = append(plan.parameters, mountParameter{key, value})
 	}
-	return plan, nil
+	return plan
 }
 
 func findMountOption(word string) *mountOption {

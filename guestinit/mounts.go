@@ -43,10 +43,10 @@ func (c *container) planMounts() (mounts []*preparedMount, err error) {
 	for _, m := range c.spec.Mounts {
 		p := &preparedMount{spec: m, fd: -1}
 		mounts = append(mounts, p)
-		if p.plan, err = planMount(m.Options); err == nil && p.isCopy() {
-			err = c.cloneSource(p)
+		if p.plan = planMount(m.Options); !p.isCopy() {
+			continue
 		}
-		if err != nil {
+		if err := c.cloneSource(p); err != nil {
 			closeMounts(mounts)
 			return nil, mountError(m, err)
 		}

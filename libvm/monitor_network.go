@@ -59,7 +59,7 @@ type nic struct {
 	tap   *hostnet.Tap
 	tun   *os.File // what the tap was made of
 	vmm.NIC
-	cut  bool // the interface has gone, and the tap with it
+	cut  bool // the interface has gone, and the tap is down
 	told bool // so the guest knows
 }
 
@@ -95,7 +95,8 @@ func openNetwork(cfg *monitorConfig, log *slog.Logger) (*network, error) {
 	if n.portRange, err = hostnet.OpenPortRange(); err != nil {
 		log.Debug("the namespace keeps its ephemeral ports", "error", err)
 	}
-	for range vmm.MaxInterfaces {
+	// Twice as many: a tap stays as long as other interfaces have functions of its device.
+	for range 2 * vmm.MaxInterfaces {
 		tun, err := hostnet.OpenTun()
 		if err != nil {
 			n.noTun = err // a container without interfaces needs none

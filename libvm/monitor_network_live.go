@@ -147,9 +147,7 @@ func (n *network) takeAway(v *vmm.VM, g *guest, found *hostnet.Found) error {
 				name = found.Interfaces[place].Name
 			}
 			err := hostnet.Detach(nil, name, n.id)
-			if err = errors.Join(err, v.CutOff(c.NIC)); err == nil {
-				err = n.removeTap(c)
-			}
+			err = errors.Join(err, v.CutOff(c.NIC), c.tap.Down(nil))
 			if c.cut = err == nil; err != nil {
 				errs = append(errs, fmt.Errorf("cut interface %s off: %w", c.iface.Name, err))
 			}
@@ -168,7 +166,9 @@ func (n *network) takeAway(v *vmm.VM, g *guest, found *hostnet.Found) error {
 	return errors.Join(append(errs, n.unplug(v))...)
 }
 
-// unplug takes the devices away of which no function is in use any more.
+// unplug takes the devices away of which no function is in use any more, and then
+// their taps: a QEMU from 10.0 on has a tap as long as the device, whatever CutOff
+// does, and aborts where the guest resets a device without one.
 func (n *network) unplug(v *vmm.VM) error {
 	devices := map[int][]*nic{}
 	for _, c := range n.nics {
@@ -186,6 +186,9 @@ func (n *network) unplug(v *vmm.VM) error {
 		if err := v.Unplug(nics); err != nil {
 			errs = append(errs, fmt.Errorf("the device of interface %s, which has gone, stays in the VM: %w", functions[0].iface.Name, err))
 			continue
+		}
+		for _, c := range functions {
+			errs = append(errs, n.removeTap(c))
 		}
 		n.nics = slices.DeleteFunc(n.nics, func(c *nic) bool { return c.Port == port })
 		n.ports = append(n.ports, port)

@@ -69,6 +69,25 @@ func makeTap(tun *os.File) (*Tap, error) {
 	return &Tap{Name: name, File: os.NewFile(uintptr(fd), "tap "+name)}, nil
 }
 
+// Down has nothing go through the tap any more, which stays for whoever has its file.
+// The namespace loses its routes. The tap may have gone.
+func (t *Tap) Down(ns *os.File) error {
+	err := with(ns, func(h *netlink.Handle) error {
+		tap, err := h.LinkByIndex(t.index)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return h.LinkSetDown(tap)
+	})
+	if err != nil {
+		return fmt.Errorf("bring tap %s down: %w", t.Name, err)
+	}
+	return nil
+}
+
 // Remove takes the tap away, whoever has its file. Nobody who does may use it any
 // more. The tap may have gone.
 func (t *Tap) Remove(ns *os.File) error {

@@ -89,8 +89,8 @@ func (v *VM) PlugTap(n NIC, tap *os.File) error {
 	return nil
 }
 
-// CutOff has QEMU let go of the NIC's tap. The device stays, without a link. It can
-// be repeated.
+// CutOff takes the NIC's link away. The device stays, and from QEMU 10.0 on its tap
+// must too, until Unplug. It can be repeated.
 func (v *VM) CutOff(n NIC) error {
 	ctx, cancel := context.WithTimeout(context.Background(), unplugTimeout)
 	defer cancel()
