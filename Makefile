@@ -30,6 +30,8 @@ TESTFLAGS ?=
 FUZZTIME  ?= 1m
 # COLD are the end-to-end tests that are repeated with VMs that boot.
 COLD = TestRunByHand|TestLifecycleByHand|TestPrivilegedInItsOwnKernel|TestBridgeNetwork|TestVolumeBothWays|TestPartsKilled$$|TestCreateKilled
+# TRIXIE are the end-to-end tests that differ most by engine, QEMU or virtiofsd.
+TRIXIE = TestCapabilityFlags|TestBuild|TestNetworkConnect|TestManyFiles|TestContainerd|TestProcessPowers|TestProgramsReadAgain|TestPodmanNetworkReload|TestPodmanPod
 ALLTESTFLAGS = $(strip $(if $(RUN),-run '$(RUN)') $(TESTFLAGS))
 
 .PHONY: all
@@ -151,6 +153,17 @@ e2e: all prebuilt kernel-host images ## containers through a real dockerd, by ha
 	@echo '== e2e tests'
 	$(GO) test -count=1 -p 1 -v -timeout 75m $(ALLTESTFLAGS) ./e2e/...
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
+
+# The end-to-end tests in Debian 13, whose engines, QEMU and virtiofsd are others.
+.PHONY: test-trixie
+test-trixie: all kernel-host images ## the e2e tests in a Debian 13 userland; RUN chooses some by name (root)
+	@echo '== e2e tests in Debian 13'
+	scripts/test-trixie.sh -count=1 -p 1 -v -timeout 120m $(ALLTESTFLAGS) ./e2e/...
+
+.PHONY: trixie-check
+trixie-check: all ## those that differ most by engine, QEMU or virtiofsd, in a Debian 13 userland (root)
+	@echo '== some e2e tests in Debian 13'
+	E2E_RUNTIMES=boxlite scripts/test-trixie.sh -count=1 -v -timeout 15m -run '^($(TRIXIE))$$' ./e2e
 
 .PHONY: soak
 soak: all ## 200 mixed operations, some on hostile guests, nothing left behind; about 10 minutes emulated (root)

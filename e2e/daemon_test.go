@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -123,6 +124,17 @@ func (d *daemon) configure() error {
 		return err
 	}
 	return os.WriteFile(d.configPath(), text, 0o644)
+}
+
+// major is the first number of the daemon's version.
+func (d *daemon) major() int {
+	r := d.try(nil, "version", "--format", "{{.Server.Version}}")
+	first, _, _ := strings.Cut(r.stdout, ".")
+	n, err := strconv.Atoi(first)
+	if err != nil {
+		panic(fmt.Sprintf("version of dockerd: %v: %s", err, r))
+	}
+	return n
 }
 
 // stop ends dockerd; with live-restore its containers go on.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -20,16 +21,18 @@ func TestExitCodeOfMissingCommand(t *testing.T) {
 		code    int
 		text    string
 	}{
-		{"nosuch", 127, `exec: "nosuch": executable file not found in $PATH`},
+		{"nosuch", 127, `exec: "nosuch": executable file not found in \$PATH`},
 		{"/bin/nosuch", 127, `exec: "/bin/nosuch": stat /bin/nosuch: no such file or directory`},
-		{"/etc", 126, `exec: "/etc": permission denied`},
+		{"/etc", 126, `exec: "/etc": (permission denied|is a directory)`}, // runc 1.1.5; 1.1.15
 		{"/etc/not-executable", 126, `exec: "/etc/not-executable": permission denied`},
 	} {
 		t.Run(strings.ReplaceAll(c.command, "/", ","), func(t *testing.T) {
 			eachRuntime(t, func(e *env) {
 				r := e.run("busybox", c.command)
 				e.wantCode(r, c.code)
-				e.wantPart("stderr", r.stderr, c.text)
+				if !regexp.MustCompile(c.text).MatchString(r.stderr) {
+					e.Errorf("stderr = %q, want a match of %s", r.stderr, c.text)
+				}
 			})
 		})
 	}

@@ -81,11 +81,13 @@ func orders() (sideBySide, last []string, err error) {
 
 // startLane makes a lane's directory and its processes. The calling goroutine's thread must outlive the lane.
 func startLane(n int) (*lane, error) {
-	work, err := os.MkdirTemp("/var/tmp", "boxlite-e2e-")
+	const prefix = "boxlite-e2e-"
+	work, err := os.MkdirTemp("/var/tmp", prefix)
 	if err != nil {
 		return nil, err
 	}
-	l := &lane{work: work, tag: fmt.Sprintf("bxe2e%d%c", os.Getpid(), 'a'+n)}
+	// Not by the pid, which a run in another pid namespace may have as well.
+	l := &lane{work: work, tag: fmt.Sprintf("bxe2e%s%c", strings.TrimPrefix(filepath.Base(work), prefix), 'a'+n)}
 	if err := l.start(); err != nil {
 		return nil, errors.Join(err, l.end())
 	}

@@ -11,7 +11,7 @@ func TestPodmanNetworkConnect(t *testing.T) {
 		}
 		e.ok("network", "create", "--subnet", "10.198.8.0/24", "net1")
 		e.ok("network", "create", "--subnet", "10.198.9.0/24", "net2")
-		e.start("--name", "one", "--network", "net1", "busybox", "sleep", "1000")
+		e.start("--name", "one", "--network", "net1", "--cap-add", "NET_RAW", "busybox", "sleep", "1000")
 		for range 3 {
 			e.ok("network", "connect", "--ip", "10.198.9.50", "net2", "one")
 			e.shows("one", "10.198.9.50/24", "ip -4 -o addr show dev eth1 | awk '{print $4}'")

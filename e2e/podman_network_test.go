@@ -16,7 +16,7 @@ const httpServer = "mkdir -p /www && echo page >/www/index.html && httpd -h /www
 func TestPodmanBridge(t *testing.T) {
 	eachPodman(t, func(e *podmanEnv) {
 		e.ok("network", "create", "--subnet", "10.198.7.0/24", "net1")
-		e.startReady("serving", "--name", "web", "--network", "net1", "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
+		e.startReady("serving", "--name", "web", "--network", "net1", "--cap-add", "NET_RAW", "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
 		got := e.report("--network", "net1", "busybox", "sh", "-c", `
 			echo "page=$(wget -qO- http://web/)"
 			echo "network=$(ip -o -4 addr show dev eth0 | awk '{ print $4 }' | sed 's/[0-9]*\//x\//')"
@@ -44,7 +44,7 @@ func TestPodmanSlirp(t *testing.T) {
 	eachPodman(t, func(e *podmanEnv) {
 		for handler, network := range map[string]string{"slirp4netns": "slirp4netns:port_handler=slirp4netns", "rootlesskit": "slirp4netns"} {
 			name := "web-" + handler
-			e.startReady("serving", "--name", name, "--network", network, "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
+			e.startReady("serving", "--name", name, "--network", network, "--cap-add", "NET_RAW", "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
 			e.want("published port, by "+handler, e.fetch("127.0.0.1:18080"), "page\n")
 			e.wantReport(parseReport(e.ok("exec", name, "sh", "-c", `
 			echo "address=$(ip -o -4 addr show dev tap0 | awk '{ print $4 }')"
@@ -60,7 +60,7 @@ func TestPodmanSlirp(t *testing.T) {
 func TestPodmanNetworkReload(t *testing.T) {
 	eachPodman(t, func(e *podmanEnv) {
 		e.ok("network", "create", "--subnet", "10.198.23.0/24", "net1")
-		e.startReady("serving", "--name", "web", "--network", "net1", "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
+		e.startReady("serving", "--name", "web", "--network", "net1", "--cap-add", "NET_RAW", "-p", "127.0.0.1:18080:80", "busybox", "sh", "-c", httpServer)
 		for range 2 {
 			e.ok("network", "reload", "web")
 			e.shows("web", "1", "ping -c 1 -W 1 10.198.23.1 | grep -c ' 0% packet loss'")
@@ -87,11 +87,11 @@ func TestPodmanPod(t *testing.T) {
 			return slices.Concat([]string{"run", "--pod", "pod", "--name", name}, flags, e.runFlags(e.rt), []string{"busybox", "sh", "-c", script})
 		}
 		volume := e.hostDir()
-		e.ok(run("one", httpServer, "-d", "-v", volume+":/mnt")...)
+		e.ok(run("one", httpServer, "-d", "--cap-add", "NET_RAW", "-v", volume+":/mnt")...)
 		gateway := e.ok("exec", "one", "sh", "-c", "ip route | awk '/default/ { print $3 }'")
 		reach := "ping -c 1 -W 30 " + gateway + " >/dev/null && echo pinged"
 		fetch := "until wget -qO- http://127.0.0.1/ 2>/dev/null; do usleep 100000; done"
-		e.want("the second", e.ok(run("two", fetch+"; hostname; "+reach+"; ls /www 2>&1; touch /mnt/of-two", "--rm", "-v", volume+":/mnt")...),
+		e.want("the second", e.ok(run("two", fetch+"; hostname; "+reach+"; ls /www 2>&1; touch /mnt/of-two", "--rm", "--cap-add", "NET_RAW", "-v", volume+":/mnt")...),
 			"page\npod\npinged\nls: /www: No such file or directory")
 		e.want("volume", e.ok("exec", "one", "ls", "/mnt"), "of-two")
 		e.ok(run("three", "echo shared >/dev/shm/file; trap exit TERM; sleep 1000 & wait", "-d")...)

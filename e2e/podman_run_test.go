@@ -50,7 +50,7 @@ func TestPodmanLife(t *testing.T) {
 			e.wantPart("diff", diff+"\n", line+"\n")
 		}
 		e.wantPart("ps", e.ok("ps", "--format", "{{.Names}} {{.Status}}"), "life Up ")
-		e.wantPart("top", e.ok("top", "life", "-o", "pid,args"), "probe")
+		e.wantPart("top", e.ok("top", "life", "-o", "pid,args"), "sh -c trap")
 		if !e.rootless { // without cgroups of version 2 podman refuses a user's
 			stats := e.ok("stats", "--no-stream", "--format", "{{.Name}} {{.PIDS}} {{.MemUsage}}", "life")
 			e.wantPart("stats", stats, "life ")

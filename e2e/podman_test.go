@@ -37,12 +37,23 @@ func (p *podman) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "CONTAINERS_CONF=" + p.dir + "/containers.conf", "CONTAINERS_STORAGE_CONF=" + p.dir + "/storage.conf",
 		"HOME=" + p.dir,
+		"PODMAN_IGNORE_CGROUPSV1_WARNING=1", // else Podman 5 warns on stderr
 	}
 	if p.rootless {
 		cmd.Env = append(cmd.Env, "XDG_RUNTIME_DIR="+userRunDir, "USER=user")
 		asUser(cmd)
 	}
 	return cmd
+}
+
+// podmanMajor is the first number of podman's version.
+func podmanMajor() int {
+	out, err := exec.Command("podman", "--version").Output()
+	var n int
+	if _, scanErr := fmt.Sscanf(string(out), "podman version %d.", &n); err != nil || scanErr != nil {
+		panic(fmt.Sprintf("podman --version: %v, %v: %s", err, scanErr, out))
+	}
+	return n
 }
 
 // asUser has the command run as the ordinary user.
@@ -158,6 +169,12 @@ func makeUser() error {
 		}
 		if err := unix.Mount(node, path, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind %s: %w", path, err)
+		}
+	}
+	// pasta, which Podman 5 gives a user's containers, takes the addresses of the link that leads out.
+	if podmanMajor() >= 5 {
+		if err := sh("ip link add out type veth peer name beyond && ip addr add 10.198.0.2/24 dev out && ip link set out up && ip link set beyond up && ip route add default via 10.198.0.1"); err != nil {
+			return err
 		}
 	}
 	for _, rt := range runtimes {

@@ -74,6 +74,11 @@ need_demo() {
 
 need_test() {
 	need_prebuilt
+	# Debian 12's Docker builds without the one, and its netavark has no use for the other.
+	grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release || {
+		need docker-buildx '/usr/lib*/docker/cli-plugins/docker-buildx'
+		need nftables nft
+	}
 	need crun crun
 	need runsc runsc
 	need podman podman

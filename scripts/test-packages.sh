@@ -31,26 +31,8 @@ build() {
 	}
 }
 
-# in_root DIR COMMAND... runs a command on a machine whose file system DIR is. Its mounts end with it.
-in_root() {
-	# shellcheck disable=SC2016 # it is the inner shell's
-	unshare --mount --pid --fork -- bash -euc '
-		mount --make-rprivate /
-		mount --bind "$1" "$1"
-		mount -t proc proc "$1/proc"
-		mount --rbind /sys "$1/sys"
-		mount --rbind /dev "$1/dev"
-		mount -t tmpfs tmpfs "$1/run"
-		mount -t tmpfs tmpfs "$1/tmp"
-		mkdir "$1/tmp/old"
-		cd "$1"
-		shift
-		pivot_root . tmp/old
-		umount -l /tmp/old
-		export PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C HOME=/root
-		exec "$@"
-	' in_root "$@" </dev/null
-}
+# in_root DIR COMMAND... runs a command on a machine whose file system DIR is.
+in_root() { scripts/in-root.sh "$@" </dev/null; }
 
 # try_on SUITE installs the packages and runs a container.
 try_on() {
