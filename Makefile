@@ -156,7 +156,7 @@ e2e: all prebuilt kernel-host images ## containers through a real dockerd, by ha
 
 # The end-to-end tests in Debian 13, whose engines, QEMU and virtiofsd are others.
 .PHONY: test-trixie
-test-trixie: all kernel-host images ## the e2e tests in a Debian 13 userland; RUN chooses some by name (root)
+test-trixie: all prebuilt cri-tools kernel-host images ## the e2e tests in a Debian 13 userland; RUN chooses some by name (root)
 	@echo '== e2e tests in Debian 13'
 	scripts/test-trixie.sh -count=1 -p 1 -v -timeout 120m $(ALLTESTFLAGS) ./e2e/...
 
