@@ -180,6 +180,13 @@ func (g *guest) exchange(op guestproto.Op, body, reply any, deadline time.Time, 
 	if replied := err == nil || errors.As(err, &own); replied && raw && own == nil {
 		return stream, stream.SetDeadline(time.Time{})
 	}
+	late := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, yamux.ErrTimeout)
+	if late && !g.session.IsClosed() {
+		if err := g.abandon(stream); err != nil {
+			return nil, g.endOf(op)
+		}
+		return nil, fmt.Errorf("guest: %w to %s", vmm.ErrNoAnswer, op)
+	}
 	bad := g.port.Finish(stream.StreamID(), counted.read)
 	if err == nil && bad == nil {
 		return stream, nil
@@ -190,11 +197,26 @@ func (g *guest) exchange(op guestproto.Op, body, reply any, deadline time.Time, 
 		return nil, guesttext.Error(own)
 	case g.session.IsClosed(), bad != nil:
 		return nil, g.endOf(op)
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, yamux.ErrTimeout):
-		return nil, fmt.Errorf("guest: %w to %s", vmm.ErrNoAnswer, op)
 	default:
 		return nil, fmt.Errorf("%s: %w", op, g.port.Violate(errors.New(guesttext.Harmless(err.Error()))))
 	}
+}
+
+// abandon has the stream's reply thrown away, whenever it comes.
+func (g *guest) abandon(stream *yamux.Stream) error {
+	if err := g.port.Abandon(stream.StreamID(), 4+guestproto.MaxReply); err != nil {
+		return err
+	}
+	// Who waited in vain is told no more than that.
+	_ = errors.Join(stream.SetDeadline(time.Time{}), stream.Close())
+	// It ends when the guest closes the stream, or when the session does so for it.
+	go func() {
+		b := make([]byte, 4096)
+		for err := error(nil); err == nil; stream.Shrink() {
+			_, err = stream.Read(b)
+		}
+	}()
+	return nil
 }
 
 // countedStream counts what is read of a stream, and notes that what was written is on

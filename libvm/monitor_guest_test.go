@@ -1,13 +1,53 @@
 package libvm
 
 import (
+	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/internal/trace"
+	"github.com/boxlite-oci/boxlite/libvm/vmm"
 )
+
+// A guest on a busy machine may answer when nobody waits any more. It loses nothing by that.
+func TestLateReply(t *testing.T) {
+	p := newPeer(t)
+	answer := make(chan struct{})
+	var serving sync.WaitGroup
+	go func() {
+		for {
+			s, err := p.session.AcceptStream()
+			if err != nil {
+				return // the test's end
+			}
+			serving.Go(func() {
+				if _, err := guestproto.ReadRequest(s); err != nil {
+					t.Error(err)
+				}
+				<-answer
+				if err := guestproto.WriteFrame(s, guestproto.Reply{}); err != nil {
+					t.Error(err)
+				}
+				_ = s.Close()
+			})
+		}
+	}()
+	if err := p.call(guestproto.OpHello, nil, nil, within(100*time.Millisecond)); !errors.Is(err, vmm.ErrNoAnswer) {
+		t.Fatalf("a call without a reply: %v, want %v", err, vmm.ErrNoAnswer)
+	}
+	close(answer)
+	if err := p.call(guestproto.OpHello, nil, nil, within(time.Minute)); err != nil {
+		t.Errorf("a call after a late reply: %v", err)
+	}
+	serving.Wait()
+	if err := p.port.Err(); err != nil {
+		t.Error(err)
+	}
+}
 
 // What a guest says of its steps is left out where it cannot be true.
 func TestCheckSteps(t *testing.T) {

@@ -41,6 +41,9 @@ const (
 	// maxUnclosed is how many streams that the host is done with the guest may leave
 	// open. Each costs the host a KiB.
 	maxUnclosed = 1024
+	// maxAbandoned is how many of these may be such that the host has given up waiting
+	// for. Each costs the host what the guest may still send.
+	maxAbandoned = 64
 )
 
 // Options of New.
@@ -64,6 +67,7 @@ type Port struct {
 	streams  map[uint32]*stream // those that not both sides have closed
 	newest   uint32             // highest stream that the host has opened
 	unclosed int                // finished, and not closed by the guest
+	awaited  int                // of these, the abandoned ones
 	ended    bool               // the connection did, by itself
 	broken   error
 }
@@ -73,6 +77,7 @@ type stream struct {
 	left     int64 // bytes that the guest may send yet
 	received int64
 	finished bool // the host reads no more
+	late     bool // the host has given up waiting, and the guest may not know yet
 	// Who has said that nothing more will come.
 	hostClosed, guestClosed bool
 }
@@ -132,6 +137,27 @@ func (p *Port) Finish(id uint32, read int64) error {
 	p.mu.Unlock()
 	if err != nil {
 		return p.Violate(err)
+	}
+	return nil
+}
+
+// Abandon says that the host has given up waiting for a stream's reply. What comes late
+// is no violation, as long as it is at most late bytes, and not more than Allow has
+// said. It is one if the guest owes too many replies.
+func (p *Port) Abandon(id uint32, late int64) error {
+	p.mu.Lock()
+	s := p.streams[id]
+	if s == nil || s.finished || s.guestClosed {
+		p.mu.Unlock()
+		return nil
+	}
+	s.left, s.finished, s.late = min(s.left, late), true, true
+	p.unclosed++
+	p.awaited++
+	owed := p.awaited
+	p.mu.Unlock()
+	if owed > maxAbandoned {
+		return p.Violate(fmt.Errorf("%d replies are owed", owed))
 	}
 	return nil
 }
@@ -213,6 +239,9 @@ func (p *Port) check(f frame) error {
 		}
 		if !s.guestClosed && s.finished {
 			p.unclosed--
+			if s.late {
+				p.awaited--
+			}
 		}
 		s.guestClosed = true
 		p.forget(f.stream, s)

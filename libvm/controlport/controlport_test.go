@@ -102,6 +102,46 @@ func TestFinish(t *testing.T) {
 	}
 }
 
+// A reply that comes when the host has given up waiting is no violation. More than a reply is, and so are too many of them.
+func TestAbandon(t *testing.T) {
+	host, guest := net.Pipe()
+	defer guest.Close()
+	p := New(host, Options{})
+	for id := uint32(1); id < 20*maxAbandoned; id += 2 { // one after the other, any number
+		p.open(id)
+		p.Allow(id, Unlimited)
+		if err := p.Abandon(id, 100); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.reading.scan(bytesOf(frame{stream: id, length: 100}, 100), p.check); err != nil {
+			t.Fatalf("a late reply: %v", err)
+		}
+		if err := p.check(frame{kind: kindWindowUpdate, flags: flagFIN, stream: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.open(20001)
+	p.Allow(20001, 50)
+	if err := p.Abandon(20001, 100); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.reading.scan(bytesOf(frame{stream: 20001, length: 51}, 51), p.check); err == nil {
+		t.Error("more than the reply may have passes when it is late")
+	}
+
+	p = New(host, Options{})
+	var err error
+	count := 0
+	for id := uint32(1); err == nil && count < 10*maxAbandoned; id += 2 {
+		p.open(id)
+		err = p.Abandon(id, 100)
+		count++
+	}
+	if !errors.Is(err, ErrViolation) || count != maxAbandoned+1 {
+		t.Errorf("after %d replies that are owed: %v, want a violation", count, err)
+	}
+}
+
 // A guest that never closes its streams does not keep the host's memory.
 func TestStreamsLeftOpen(t *testing.T) {
 	host, guest := net.Pipe()
