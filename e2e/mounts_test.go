@@ -15,10 +15,13 @@ import (
 func TestTmpfsModes(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		h := e.byHand()
+		below := h.diskDir()
 		b := h.bundle("tmpfs", "cd /; stat -c '%n %a %u' new deep/new there none700 link/in", func(s *specs.Spec) {
 			for dest, options := range map[string][]string{"/new": nil, "/deep/new": {"nosuid"}, "/there": {"size=1m"}, "/none700": {"mode=700"}, "/link/in": {"uid=5"}} {
 				s.Mounts = append(s.Mounts, specs.Mount{Destination: dest, Type: "tmpfs", Source: "tmpfs", Options: options})
 			}
+			// As Podman's /run/.containerenv, whose tmpfs is at /run.
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/new/below", Type: "bind", Source: below, Options: []string{"bind"}})
 		})
 		h.noErr(sh("cd " + b.rootfs("") + " && mkdir there real && chmod 2711 there && ln -s real link"))
 		for _, mode := range []string{"1777", "755"} {

@@ -36,3 +36,24 @@ func TestPodmanCopyStaysInTheContainer(t *testing.T) {
 		}
 	})
 }
+
+// A tmpfs of a running container is in the VM, where podman cp does not reach. It says so, and does not copy below it.
+func TestPodmanCopyToTmpfs(t *testing.T) {
+	eachPodman(t, func(e *podmanEnv) {
+		file := filepath.Join(e.hostDir(), "file")
+		e.noErr(os.WriteFile(file, []byte("copied\n"), 0o644))
+		e.startReady("up", "--name", "copy", "--tmpfs", "/tmp", "-v", filepath.Dir(file)+":/tmp/volume", "busybox", "sh", "-c", "touch /tmp/own; echo up; sleep 1000")
+		e.ok("cp", file, "copy:/root")
+		e.want("in the root file system", e.exec("copy", "cat", "/root/file"), "copied")
+		e.ok("cp", file, "copy:/tmp/volume/again")
+		e.want("in a volume below the tmpfs", e.exec("copy", "cat", "/tmp/volume/again"), "copied")
+		r := e.docker("cp", file, "copy:/tmp")
+		if !e.rt.isVM() {
+			e.wantCode(r, 0)
+			return
+		}
+		e.wantCode(r, 125)
+		e.wantPart("stderr", r.stderr, "read-only file system")
+		e.want("in the tmpfs", e.exec("copy", "sh", "-c", "cd /tmp && echo *"), "own volume")
+	})
+}

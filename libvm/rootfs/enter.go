@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -16,24 +18,30 @@ import (
 type Mount struct {
 	target string
 	file   bool
-	tree   *os.File // see CopyTree; closed by attach
+	tree   *os.File // see CopyTree; closed by attach. Nil for files that the guest has
 }
 
 // DetachedMounts opens the sources of binds as mounts that can be attached
 // after the monitor has left the host's file systems. The rootfs itself, the
 // first of the plan's binds, is not among them.
 func DetachedMounts(share string, p *plan.Plan) ([]Mount, error) {
-	dest := map[string]string{}
-	for _, m := range p.Guest.Mounts {
-		dest[m.Source] = m.Destination
+	binds := map[string]plan.Bind{}
+	for _, b := range p.Binds[1:] {
+		binds[p.GuestPath(b)] = b
 	}
 	var out []Mount
-	for _, b := range p.Binds[1:] {
-		tree, err := CopyTree(filepath.Join(share, b.Name))
-		if err != nil {
-			return out, fmt.Errorf("%s: %w", b.Source, err)
+	for _, m := range p.Guest.Mounts {
+		b, isBind := binds[m.Source]
+		switch {
+		case isBind:
+			tree, err := CopyTree(filepath.Join(share, b.Name))
+			if err != nil {
+				return out, fmt.Errorf("%s: %w", b.Source, err)
+			}
+			out = append(out, Mount{target: m.Destination, file: b.File, tree: tree})
+		case m.Type == "tmpfs", m.Type == "ext4": // a scratch disk
+			out = append(out, Mount{target: m.Destination})
 		}
-		out = append(out, Mount{target: dest[p.GuestPath(b)], file: b.File, tree: tree})
 	}
 	return out, nil
 }
@@ -46,7 +54,7 @@ func CloseMounts(mounts []Mount) {
 
 // Enter makes the directory at path the root of the monitor's mount namespace, as a
 // container's process under runc has it: podman cp, podman top and others enter
-// that namespace and work on "/". The container's binds are attached at their
+// that namespace and work on "/". The container's mounts are attached at their
 // places, and a proc of the monitor's own pid namespace at /proc. The old root
 // is let go: from here on the monitor reaches the host only through the files
 // that it holds open, and none of them is a directory.
@@ -74,11 +82,71 @@ func Enter(path string, mounts []Mount) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{mountProc(root, proc)}
+	return errors.Join(mountProc(root, proc), attachAll(root, mounts), root.Close())
+}
+
+// attachAll puts the container's mounts in place. A tmpfs is the guest's: what somebody
+// copies to its path would be lost, so the directory that it covers is read-only here.
+// So is a scratch disk's. Where there is no directory, none is made, as a tmpfs takes its
+// mode from it: what is mounted below then shows in the guest alone.
+func attachAll(root *Root, mounts []Mount) error {
+	var errs []error
+	var covered []*os.File
+	var missing []string
 	for _, m := range mounts {
-		errs = append(errs, attach(root, m))
+		switch {
+		case slices.ContainsFunc(missing, func(dir string) bool { return isBelow(m.target, dir) }):
+			CloseMounts([]Mount{m})
+		case m.tree != nil:
+			errs = append(errs, attach(root, m))
+		default:
+			dir, err := cover(root, m.target)
+			if errors.Is(err, unix.ENOENT) {
+				missing = append(missing, m.target)
+				continue
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("mount %s: %w", m.target, err))
+				continue
+			}
+			covered = append(covered, dir)
+		}
 	}
-	return errors.Join(append(errs, root.Close())...)
+	for _, dir := range covered {
+		errs = append(errs, makeReadOnly(dir), dir.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// isBelow compares names of a container's.
+func isBelow(name, dir string) bool {
+	return strings.HasPrefix(filepath.Clean("/"+name)+"/", filepath.Clean("/"+dir)+"/")
+}
+
+// cover mounts a directory of the container's on itself, and returns the mount.
+func cover(root *Root, name string) (*os.File, error) {
+	dir, err := root.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	fd, err := unix.OpenTree(int(dir.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: name, Err: err}
+	}
+	tree := os.NewFile(uintptr(fd), name)
+	if err := moveMount(fd, dir, name); err != nil {
+		return nil, errors.Join(err, tree.Close())
+	}
+	return tree, nil
+}
+
+func makeReadOnly(mount *os.File) error {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return &os.PathError{Op: "mount_setattr", Path: mount.Name(), Err: err}
+	}
+	return nil
 }
 
 // procAttributes are those of the proc at the monitor's /proc. Nobody can follow a

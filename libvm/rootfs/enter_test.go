@@ -53,3 +53,63 @@ func TestProcIsALink(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What the guest's tmpfs covers is read-only, with the mounts below in place. A directory that only the tmpfs needs is
+// not made, nor anything below it.
+func TestCoveredDirectories(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts, which needs root")
+	}
+	dir, source := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "covered/below"), 0o755), os.WriteFile(filepath.Join(source, "file"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread has other mounts
+		result <- func() error {
+			if err := errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS), Detach()); err != nil {
+				return err
+			}
+			var mounts []Mount
+			for _, m := range []struct {
+				target string
+				bind   bool
+			}{{"/covered", false}, {"/covered/below", true}, {"/run", false}, {"/run/x/y", true}, {"/runs", true}} {
+				var tree *os.File
+				if m.bind {
+					var err error
+					if tree, err = CopyTree(source); err != nil {
+						return err
+					}
+				}
+				mounts = append(mounts, Mount{target: m.target, tree: tree})
+			}
+			root, err := Open(dir)
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(attachAll(root, mounts), root.Close()); err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, "covered/new"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+				return fmt.Errorf("a write where the tmpfs is: %v, want %v", err, unix.EROFS)
+			}
+			for _, name := range []string{"covered/below/file", "runs/file"} {
+				if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+					return err
+				}
+			}
+			if err := os.WriteFile(filepath.Join(dir, "covered/below/new"), nil, 0o644); err != nil {
+				return err
+			}
+			if _, err := os.Lstat(filepath.Join(dir, "run")); !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("stat /run: %v, want that it is not there", err)
+			}
+			return nil
+		}()
+	}()
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+}
