@@ -7,6 +7,7 @@
 //	1 to MaxChunk   so many bytes follow, which the socket's peer has written
 //	0               the peer writes no more: it has called shutdown(2)
 //	creditBit + n   the peer has taken n bytes: the other side may send as many more
+//	creditBit       the peer takes no more: it has gone, or called shutdown(2)
 //
 // The end of the stream says that the peer has gone, and neither reads nor writes.
 // Without credit a side has Window bytes under way at most, the 4 of each chunk
@@ -61,15 +62,18 @@ type Conn interface {
 func Join(conn Conn, stream Stream) error {
 	in, out := newInbound(), newBudget()
 	var both sync.WaitGroup
+	var once sync.Once
+	untaken := func() { once.Do(func() { both.Go(func() { refuse(conn) }) }) }
 	both.Go(func() {
 		send(stream, conn, out)
 		_ = stream.Close() // says that the peer has gone; the stream may have failed
+		untaken()
 	})
 	both.Go(func() {
 		in.deliver(conn, stream)
 		_ = conn.Close() // there is nobody whose bytes it could lose
 	})
-	err := receive(stream, in, out)
+	err := receive(stream, in, out, untaken)
 	in.end()
 	out.end()
 	if err != nil {
@@ -79,14 +83,19 @@ func Join(conn Conn, stream Stream) error {
 	return err
 }
 
-// receive sorts what comes from the stream, until its end.
-func receive(stream Stream, in *inbound, out *budget) error {
+// receive sorts what comes from the stream, until its end. It calls untaken when the other
+// side's peer takes no more.
+func receive(stream Stream, in *inbound, out *budget, untaken func()) error {
 	for {
 		var head [header]byte
 		if _, err := io.ReadFull(stream, head[:]); err != nil {
 			return nil // the end, or a failure of the stream's, which shows elsewhere
 		}
 		size := binary.BigEndian.Uint32(head[:])
+		if size == creditBit {
+			untaken()
+			continue
+		}
 		if size&creditBit != 0 {
 			if err := out.add(int(size &^ creditBit)); err != nil {
 				return err
@@ -194,8 +203,7 @@ func (q *inbound) end() {
 }
 
 // deliver gives conn's peer what comes, and the other side credit, until the end. Of a
-// peer that does not take it any more, the rest is dropped: it has gone, which send
-// finds.
+// peer that does not take it any more, the rest is dropped, and the other side hears it.
 func (q *inbound) deliver(conn Conn, stream io.Writer) {
 	takes := true
 	owed := 0
@@ -209,8 +217,10 @@ func (q *inbound) deliver(conn Conn, stream io.Writer) {
 			continue
 		}
 		if takes {
-			_, err := conn.Write(bytes)
-			takes = err == nil
+			if _, err := conn.Write(bytes); err != nil {
+				takes = false
+				_, _ = stream.Write(binary.BigEndian.AppendUint32(nil, creditBit)) // a stream that has failed ends all
+			}
 		}
 		if owed += cost; owed >= Window/4 {
 			q.taken(owed)
@@ -312,6 +322,21 @@ func send(stream io.Writer, conn Conn, out *budget) {
 		return
 	}
 	hungUp(raw, true)
+}
+
+// refuse has the peer learn, by an error from its next write, that nobody reads what it
+// writes. A peer that waits to write, and reads nothing before, would wait for ever. What
+// it has not read yet stays there for it, if the connection is a unix socket's. TCP
+// cannot say the one without the other.
+func refuse(conn Conn) {
+	if local, isLocal := conn.(*net.UnixConn); isLocal {
+		_ = local.CloseRead()             // the peer may have gone
+		_, _ = io.Copy(io.Discard, local) // makes room, by which a waiting peer wakes up
+		return
+	}
+	if n, _ := conn.Read(make([]byte, 1)); n > 0 {
+		_ = conn.Close() // with bytes unread, which resets the connection
+	}
 }
 
 // readSome waits until there is something to read, and only then takes a buffer. It

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,8 +116,15 @@ func (q *queue) Read(b []byte) (int, error) {
 // joined is a client and a server with both sides of the boundary between them. The channel has the errors of both.
 func joined(t *testing.T) (client, server *net.UnixConn, ended chan error) {
 	t.Helper()
-	client, clientEnd := socketPair(t)
-	server, serverEnd := socketPair(t)
+	c, s, ended := joinedBy(t, unixPair)
+	return c.(*net.UnixConn), s.(*net.UnixConn), ended
+}
+
+// joinedBy is joined for connections of whatever kind.
+func joinedBy(t *testing.T, pair func(*testing.T) (Conn, Conn)) (client, server Conn, ended chan error) {
+	t.Helper()
+	client, clientEnd := pair(t)
+	server, serverEnd := pair(t)
 	guest, host := streams(t)
 	ended = make(chan error, 2)
 	go func() { ended <- Join(clientEnd, guest) }()
@@ -203,6 +211,78 @@ func TestJoinUnreadPeer(t *testing.T) {
 	}
 	_ = client.Close()
 	wantEnded(t, ended)
+}
+
+// A client that writes and reads nothing, and a server that sends everything back, soon wait for each other. Who is left
+// when the other one goes learns it, whichever it is.
+func TestJoinBothFull(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		for _, goes := range []string{"client", "server"} {
+			t.Run(network+"/"+goes, func(t *testing.T) {
+				pair := map[string]func(*testing.T) (Conn, Conn){"unix": unixPair, "tcp": tcpPair}[network]
+				client, server, ended := joinedBy(t, pair)
+				echoed, flooded := make(chan error, 1), make(chan error, 1)
+				go func() {
+					_, err := io.Copy(server, server)
+					_ = server.Close()
+					echoed <- err
+				}()
+				var written atomic.Int64
+				go func() {
+					for buf := make([]byte, 64<<10); ; {
+						n, err := client.Write(buf)
+						written.Add(int64(n))
+						if err != nil {
+							flooded <- err
+							return
+						}
+					}
+				}()
+				for before := int64(-1); before < written.Load(); time.Sleep(300 * time.Millisecond) {
+					before = written.Load() // until nothing moves any more
+				}
+				if goes == "client" {
+					_ = client.Close()
+				} else {
+					_ = server.Close()
+				}
+				for what, over := range map[string]chan error{"client's writing": flooded, "server's echo": echoed} {
+					select {
+					case <-over:
+					case <-time.After(10 * time.Second):
+						t.Errorf("the %s goes on when the %s has gone", what, goes)
+					}
+				}
+				_ = client.Close()
+				wantEnded(t, ended)
+			})
+		}
+	}
+}
+
+func unixPair(t *testing.T) (a, b Conn) {
+	a, b = socketPair(t)
+	return a, b
+}
+
+// tcpPair is the two ends of a connection over the loopback.
+func tcpPair(t *testing.T) (a, b Conn) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	near, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = errors.Join(near.Close(), far.Close()) })
+	return near.(*net.TCPConn), far.(*net.TCPConn)
 }
 
 // word is the first 4 bytes of a chunk.
