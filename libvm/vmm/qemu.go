@@ -179,6 +179,7 @@ func (c *Config) commandLine() string {
 		"random.trust_cpu=on", "memhp_default_state=online", "initcall_blacklist=jent_mod_init",
 		// A container finds lo and its own interfaces, none that a driver makes unasked.
 		"fb_tunnels=none", "bonding.max_bonds=0", "ifb.numifbs=0", "dummy.numdummies=0",
+		"apparmor=0", // of Debian's kernel: programs inside would look for its tools
 	}
 	if c.vcpus == 1 {
 		words = append(words, "noreplace-smp")
