@@ -42,6 +42,10 @@ var alone = []string{
 	"TestNetworkConnectWhilePaused", "TestNetworkMoves", "TestNineInterfaces", "TestPodmanNetworkConnect", "TestPodmanNetworkReload",
 }
 
+// secondTries is how many failed tests of a run in several lanes are run once more, each alone. More than that is no chance,
+// and fails the run.
+const secondTries = 3
+
 // laneCount reads E2E_LANES; without it there is a lane for each processor.
 func laneCount() (int, error) {
 	text := os.Getenv("E2E_LANES")
@@ -121,8 +125,7 @@ func (l *lane) start() error {
 	return l.cmd.Start()
 }
 
-// run has the lane run what the pattern chooses and writes its lines to w. The error says that tests failed, or that the
-// lane has ended.
+// run has the lane run what the pattern chooses and writes its lines to w. The error is errTestsFailed or errLaneEnded.
 func (l *lane) run(pattern string, timeLeft time.Duration, w io.Writer) error {
 	if _, err := fmt.Fprintf(l.orders, "%s %s\n", timeLeft, pattern); err != nil {
 		return fmt.Errorf("%w: %w", errLaneEnded, err)
@@ -139,14 +142,17 @@ func (l *lane) run(pattern string, timeLeft time.Duration, w io.Writer) error {
 		case ended && code == "0\n":
 			return nil
 		case ended:
-			return fmt.Errorf("%s failed", pattern)
+			return fmt.Errorf("%w: %s", errTestsFailed, pattern)
 		case err != nil:
 			return fmt.Errorf("%w: %s", errLaneEnded, pattern)
 		}
 	}
 }
 
-var errLaneEnded = errors.New("the lane has ended")
+var (
+	errTestsFailed = errors.New("tests failed")
+	errLaneEnded   = errors.New("the lane has ended")
+)
 
 // end ends the lane's processes, which have no test left, and removes what is on disk and its cgroups.
 func (l *lane) end() error {
@@ -176,7 +182,8 @@ type lanes struct {
 	all     []*lane
 	giveUp  time.Time // zero: never
 	mu      sync.Mutex
-	failed  []error
+	failed  []string // patterns whose tests failed
+	errs    []error  // what else went wrong
 	stopped bool
 }
 
@@ -208,7 +215,24 @@ func (s *lanes) run(n int, patterns []string) {
 	}
 	wg.Wait()
 	for p := range queue { // no lane was left for it
-		s.fail(fmt.Errorf("%s was not run", p))
+		s.note(p, fmt.Errorf("%s was not run", p))
+	}
+}
+
+// runFailedAgain runs each pattern that failed once more, alone, if they are few. It names those that pass then: each is a
+// defect of boxlite, of the test or of the runtime it compares with, that only some runs show.
+func (s *lanes) runFailedAgain() {
+	failed := s.failed
+	if len(failed) == 0 || len(failed) > secondTries || s.isStopped() {
+		return
+	}
+	fmt.Printf("=== failed, now once more and alone: %s\n", strings.Join(failed, " "))
+	s.failed = nil
+	s.run(1, failed)
+	for _, p := range failed {
+		if !slices.Contains(s.failed, p) {
+			fmt.Printf("=== failed once and passed alone: %s\n", p)
+		}
 	}
 }
 
@@ -231,19 +255,23 @@ func (s *lanes) follow(l *lane, queue <-chan string, inPieces bool) {
 		s.mu.Lock()
 		_, _ = io.WriteString(os.Stdout, piece.String())
 		s.mu.Unlock()
-		if err != nil {
-			s.fail(err)
-		}
+		s.note(pattern, err)
 		if errors.Is(err, errLaneEnded) {
 			return
 		}
 	}
 }
 
-func (s *lanes) fail(err error) {
+// note keeps what came of a pattern's tests.
+func (s *lanes) note(pattern string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed = append(s.failed, err)
+	switch {
+	case errors.Is(err, errTestsFailed):
+		s.failed = append(s.failed, pattern)
+	case err != nil:
+		s.errs = append(s.errs, err)
+	}
 }
 
 func (s *lanes) isStopped() bool {
@@ -256,7 +284,7 @@ func (s *lanes) isStopped() bool {
 func (s *lanes) stop(why error) {
 	s.mu.Lock()
 	s.stopped = true
-	s.failed = append(s.failed, why)
+	s.errs = append(s.errs, why)
 	s.mu.Unlock()
 	for _, l := range s.all {
 		l.kill()
@@ -265,7 +293,10 @@ func (s *lanes) stop(why error) {
 
 // end ends the lanes and returns all that failed.
 func (s *lanes) end() error {
-	errs := s.failed
+	errs := s.errs
+	for _, p := range s.failed {
+		errs = append(errs, fmt.Errorf("%s failed", p))
+	}
 	for _, l := range s.all {
 		errs = append(errs, l.end())
 	}

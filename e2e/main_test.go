@@ -99,6 +99,9 @@ func outerStage() int {
 	go func() { s.stop(fmt.Errorf("ended by %v", <-interrupted)) }()
 	s.run(n, sideBySide)
 	s.run(1, last)
+	if n > 1 {
+		s.runFailedAgain()
+	}
 	if err := s.end(); err != nil {
 		fmt.Println("FAIL")
 		return complain(err)
