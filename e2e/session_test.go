@@ -184,6 +184,16 @@ func (s *session) end() int {
 	return s.code
 }
 
+// hasEnded says whether the command has ended.
+func (s *session) hasEnded() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // text is all output so far.
 func (s *session) text() string {
 	s.mu.Lock()

@@ -90,12 +90,14 @@ func TestTerminalRedirected(t *testing.T) {
 			h.want("exit code of "+script, itoa(s.end()), "0")
 			h.want(script, strings.ReplaceAll(s.text(), "\r\n", "\n"), want)
 		}
-		const sized = "until stty size 2>/dev/null; do :; done; " // runc sets it, and leaves newlines alone, once the program runs
+		// runc leaves newlines alone and sets the size once the program runs. Until then busybox's stty says nothing of a size.
+		const ready = `until [ "$(stty size 2>/dev/null)" ]; do :; done; `
+		const sized = ready + "stty size; "
 		onTerminal(fmt.Sprintf("x=$(%s sh -c '%s tty'); echo \"[$x]\" | tr '\\r' R", x, sized), "", "[24 80\n/dev/pts/0]\n")
 		onTerminal(x+" sh -c '"+sized+"' </dev/null", "", "24 80\n")
 		onTerminal("echo hi | "+x+" sh -c '"+sized+" read x; echo got $x' 2>/dev/null | tr '\\r' R | sort", "", "24 80\ngot hi\nhi\n")
 		onTerminal(x+" true; echo ready; read x; echo got $x", "mine\r", "ready\nmine\ngot mine\n")
-		onTerminal(x+" sh -c 'stty -echo; echo ready; read x; echo got $x' | cat", "mine\r", "ready\ngot mine\n")
+		onTerminal(x+" sh -c '"+ready+"stty -echo; echo ready; read x; echo got $x' | cat", "mine\r", "ready\ngot mine\n")
 		r := h.cmd("exec", "-t", b.id, "true")
 		h.wantCode(r, 255)
 		h.wantPart("without any terminal", r.stderr, "open /dev/tty: no such device or address")
