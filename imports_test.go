@@ -25,6 +25,7 @@ func TestImports(t *testing.T) {
 	})
 	forbid(t, module+"/internal/guestproto", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/kernels": leaf})
 	forbid(t, module+"/internal/sockrelay", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/internal/guestproto": leaf})
+	forbid(t, module+"/internal/inotify", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/internal/guestproto": leaf})
 	forbid(t, module+"/internal/tsc", map[string]string{module + "/libvm": leaf, module + "/guestinit": leaf, module + "/internal/guestproto": leaf})
 	forbid(t, module+"/libvm/qmp", map[string]string{module + "/libvm": "it knows QEMU and nothing of containers"})
 	forbid(t, module+"/libvm/plan", map[string]string{
@@ -37,7 +38,7 @@ func TestImports(t *testing.T) {
 	for _, leaf := range []string{"fault", "fdpass", "guesttext", "turn", "self", "qmp", "template", "controlport", "lockdown"} {
 		forbid(t, module+"/libvm/"+leaf, map[string]string{module + "/libvm/plan": below, module + "/libvm/vmm": below, module + "/libvm/rootfs": below})
 	}
-	for _, room := range []string{"plan", "vmm", "rootfs", "hostcgroup", "hostnet", "hostsocket", "latemounts", "template", "parts", "fault", "fdpass", "guesttext", "turn", "self"} {
+	for _, room := range []string{"plan", "vmm", "rootfs", "hostcgroup", "hostnet", "hostsocket", "hostwatch", "latemounts", "template", "parts", "fault", "fdpass", "guesttext", "turn", "self"} {
 		forbidExactly(t, module+"/libvm/"+room, module+"/libvm", "no name points back to Container and the monitor")
 	}
 	forbid(t, module+"/engineconfig", map[string]string{

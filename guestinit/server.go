@@ -28,6 +28,8 @@ type server struct {
 	// booted is when guestinit has started; the zero value where nobody can say.
 	booted tsc.Moment
 
+	watches watches
+
 	// syncing is held while sync(2) is under way for flush.
 	syncing sync.Mutex
 
@@ -64,7 +66,9 @@ func newServer(children *reaper, network *networkState, ground *groundwork, filt
 		guestproto.OpFreeze:  handleIn(s, (*container).freeze),
 		guestproto.OpRemove:  handleNamed(s.remove),
 
-		guestproto.OpListeners: handle(s.awaitListeners),
+		guestproto.OpListeners:  handle(s.awaitListeners),
+		guestproto.OpWatches:    handle(s.awaitWatches),
+		guestproto.OpFileEvents: handle(s.tellWatchers),
 	}
 	primeJSON(guestproto.StdioRequest{}, guestproto.Reply{}, guestproto.HelloReply{}, guestproto.ClockReply{}, guestproto.WaitReply{})
 	return s

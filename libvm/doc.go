@@ -15,7 +15,7 @@
 //	Runtime, Container ──control.go──► monitor ──guestproto──► guestinit, in the guest
 //	   │                                 │
 //	   ▼                                 ▼
-//	plan   hostcgroup   turn   self     vmm   rootfs   hostnet   hostsocket   latemounts   controlport   lockdown
+//	plan   hostcgroup   turn   self     vmm   rootfs   hostnet   hostsocket   hostwatch   latemounts   controlport   lockdown
 //	                                     │
 //	                                     ▼
 //	                                    qmp   template   parts   accel

@@ -369,6 +369,7 @@ func (m *tenant) start(steps *trace.Recorder) error {
 	}
 	m.net.settled(wanted)
 	go m.follow()
+	go m.followFiles()
 	return nil
 }
 

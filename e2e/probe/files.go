@@ -3,11 +3,13 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -247,4 +249,49 @@ func watched(args []string) error {
 	fmt.Println("watched ok")
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
+}
+
+// watch PATH ... prints what inotify says of files, with the name in a directory, until it is ended.
+func watch(paths []string) error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	watched := map[int]string{}
+	for _, path := range paths {
+		wd, err := unix.InotifyAddWatch(fd, path, unix.IN_ALL_EVENTS&^(unix.IN_OPEN|unix.IN_ACCESS|unix.IN_CLOSE_NOWRITE))
+		if err != nil {
+			return &os.PathError{Op: "watch", Path: path, Err: err}
+		}
+		watched[wd] = path
+	}
+	fmt.Println("watching")
+	buf := make([]byte, 64<<10)
+	cookies := map[uint32]int{}
+	for {
+		n, err := unix.Read(fd, buf)
+		if err != nil {
+			return err
+		}
+		for b := buf[:n]; len(b) > 0; { // struct inotify_event, and a padded name
+			field := func(i int) uint32 { return binary.NativeEndian.Uint32(b[4*i:]) }
+			wd, mask, cookie, end := int(field(0)), field(1), field(2), unix.SizeofInotifyEvent+field(3)
+			name, _, _ := bytes.Cut(b[unix.SizeofInotifyEvent:end], []byte{0})
+			b = b[end:]
+			pair := ""
+			if cookie != 0 { // which two belong together
+				if cookies[cookie] == 0 {
+					cookies[cookie] = len(cookies) + 1
+				}
+				pair = fmt.Sprintf(" #%d", cookies[cookie])
+			}
+			fmt.Printf("%s %s%s\n", eventNames[mask], filepath.Join(watched[wd], string(name)), pair)
+		}
+	}
+}
+
+var eventNames = map[uint32]string{
+	unix.IN_CREATE: "create", unix.IN_CREATE | unix.IN_ISDIR: "mkdir", unix.IN_DELETE: "delete", unix.IN_DELETE | unix.IN_ISDIR: "rmdir",
+	unix.IN_MODIFY: "modify", unix.IN_CLOSE_WRITE: "close", unix.IN_ATTRIB: "attrib", unix.IN_ATTRIB | unix.IN_ISDIR: "attrib",
+	unix.IN_MOVED_FROM: "from", unix.IN_MOVED_TO: "to", unix.IN_MOVE_SELF: "moved", unix.IN_DELETE_SELF: "deleted", unix.IN_IGNORED: "ignored",
 }

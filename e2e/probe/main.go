@@ -21,6 +21,7 @@ var commands = map[string]func(args []string) error{
 	"xattr":     xattr,
 	"attrs":     attributes,
 	"many":      many,
+	"watch":     watch,
 	"watched":   watched,
 	"tmpfile":   tmpfile,
 	"hog":       hog,

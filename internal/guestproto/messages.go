@@ -1,18 +1,20 @@
 package guestproto
 
 import (
+	"bytes"
 	"encoding/json"
 	"math"
 	"net/netip"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/trace"
 )
 
 // Version is raised with every incompatible change. Host and guest come from
 // one build, so any difference is an error that Hello reports.
-const Version = 9
+const Version = 10
 
 const (
 	// ControlPort is the name of the virtio-serial port
@@ -112,7 +114,9 @@ const (
 	OpDatagrams Op = "datagrams"
 	OpListeners Op = "listeners" // ListenersRequest, ListenersReply
 	// DialRequest, -; the connection follows, or packets, see package sockrelay
-	OpDial Op = "dial"
+	OpDial       Op = "dial"
+	OpWatches    Op = "watches"     // -, WatchesReply
+	OpFileEvents Op = "file-events" // FileEventsRequest, FileEventsReply
 )
 
 // Request opens every stream. On the wire it is two frames, the name of the
@@ -268,6 +272,54 @@ type ListenersRequest struct {
 // ListenersReply lists the sockets, each once, in an order of its own.
 type ListenersReply struct {
 	Listeners []Listener `json:"listeners,omitempty"`
+}
+
+// MostWatches is how many of the guest's files are watched on the host.
+const MostWatches = 8192
+
+// WatchedEvents are those of inotify(7) that tell of changes. Others are of the guest's
+// own doing.
+const WatchedEvents = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_CLOSE_WRITE |
+	unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_MOVE_SELF | unix.IN_DELETE_SELF
+
+// Watch is a file of the share that processes in the guest watch (inotify(7)).
+type Watch struct {
+	Number int    `json:"number"` // of the guest's choice, and never used for another
+	Path   []byte `json:"path"`   // below ShareDir
+	Mask   uint32 `json:"mask"`   // of WatchedEvents
+}
+
+// WatchesReply says what is watched that was not when it was said last. The request is
+// answered when there is something to say.
+type WatchesReply struct {
+	Added []Watch `json:"added,omitempty"`
+	Gone  []int   `json:"gone,omitempty"` // numbers
+	// TooMany says that more than MostWatches are watched.
+	TooMany bool `json:"tooMany,omitempty"`
+}
+
+// FileEvent is an event of inotify(7) on the host.
+type FileEvent struct {
+	Watch  int    `json:"watch"` // its number
+	Mask   uint32 `json:"mask"`
+	Cookie uint32 `json:"cookie,omitempty"`
+	Name   []byte `json:"name,omitempty"` // in the directory that is watched; empty for the watched file itself
+}
+
+// Equal says that both say the same.
+func (e FileEvent) Equal(other FileEvent) bool {
+	return e.Watch == other.Watch && e.Mask == other.Mask && e.Cookie == other.Cookie && bytes.Equal(e.Name, other.Name)
+}
+
+// FileEventsRequest has the guest tell its watchers what has changed. The guest leaves
+// out what it has changed itself.
+type FileEventsRequest struct {
+	Events []FileEvent `json:"events"`
+}
+
+// FileEventsReply names watches that nobody needs any more.
+type FileEventsReply struct {
+	Gone []int `json:"gone,omitempty"`
 }
 
 // DialRequest has guestinit connect to a socket in the guest. It is answered when it is

@@ -85,6 +85,14 @@ func tries(dir string, file *os.File) error {
 	if _, err := io.ReadAll(r); err != nil {
 		return fmt.Errorf("read a pipe: %w", err)
 	}
+	watched := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good
+		watched <- errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chdir(dir), second(unix.InotifyInit1(0)))
+	}()
+	if err := <-watched; err != nil {
+		return fmt.Errorf("watch files: %w", err)
+	}
 	refused := map[string]error{
 		"write a file":          os.WriteFile(filepath.Join(dir, "file"), nil, 0o600),
 		"make a file":           os.WriteFile(filepath.Join(dir, "new"), nil, 0o600),

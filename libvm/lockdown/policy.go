@@ -29,13 +29,15 @@ var allowed = []string{
 	"close", "close_range", "copy_file_range", "dup", "dup2", "dup3", "fadvise64", "fcntl", "fstat", "fstatfs", "ioctl", "lseek",
 	"newfstatat", "openat", "openat2", "pipe", "pipe2", "pread64", "preadv", "preadv2", "pwrite64", "pwritev", "pwritev2",
 	"read", "readlinkat", "readv", "sendfile", "splice", "tee", "uname", "write", "writev",
+	// Watching files, in a working directory of the thread's own. What unshare may do is below.
+	"chdir", "fchdir", "inotify_add_watch", "inotify_init1", "inotify_rm_watch",
 	// Sockets. Of which kind is below.
 	"accept", "accept4", "bind", "connect", "getpeername", "getsockname", "getsockopt", "listen", "recvfrom", "recvmmsg", "recvmsg",
 	"sendmmsg", "sendmsg", "sendto", "setsockopt", "shutdown",
 }
 
 // mountCalls are those of a process that mounts what it has open.
-var mountCalls = []string{"chdir", "fchdir", "mount_setattr", "move_mount", "open_tree", "statx", "umount2"}
+var mountCalls = []string{"mount_setattr", "move_mount", "open_tree", "statx", "umount2"}
 
 // namespaceFlags are the flags of clone(2) that make a namespace.
 const namespaceFlags = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
@@ -47,6 +49,9 @@ func policy(more ...string) *specs.LinuxSeccomp {
 		{Names: slices.Concat(allowed, more), Action: specs.ActAllow},
 		{Names: []string{"clone"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{
 			{Index: 0, Value: namespaceFlags, ValueTwo: 0, Op: specs.OpMaskedEqual},
+		}},
+		{Names: []string{"unshare"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{
+			{Index: 0, Value: unix.CLONE_FS, Op: specs.OpEqualTo},
 		}},
 	}
 	for _, family := range []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK} {
