@@ -34,6 +34,7 @@ type watches struct {
 	// what the guest itself has changed.
 	own      int
 	files    map[shareFile]*watchedFile
+	found    map[shareFile]uint32 // and not yet among files
 	byNumber map[int]*watchedFile
 	byWd     map[int]*watchedFile // of own
 	last     int                  // number given
@@ -108,6 +109,9 @@ func (s *server) awaitWatches(*struct{}) (any, error) {
 func (w *watches) lookAgain() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if len(w.found) > 0 {
+		return time.Time{} // to look again finds the same
+	}
 	return w.looked.Add(max(leastLookInterval, lookShare*w.lookTook))
 }
 
@@ -166,24 +170,38 @@ const mostPathBytes = guestproto.MaxReply / 4
 func (w *watches) look() (reply guestproto.WatchesReply, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	found, err := w.find()
-	if err != nil {
-		return reply, err
+	if len(w.found) == 0 {
+		if w.found, err = w.find(); err != nil {
+			return reply, err
+		}
+		reply.Gone = w.keepOnly(w.found)
+		maps.DeleteFunc(w.found, func(file shareFile, _ uint32) bool { return w.files[file] != nil })
 	}
-	reply.Gone = w.keepOnly(found)
+	if len(w.found) > 0 {
+		err = onThread(func() error {
+			w.addFound(&reply)
+			return nil
+		})
+	}
+	return reply, err
+}
+
+// addFound begins to watch what was found, as far as the reply has room for it. The
+// calling thread is onThread's.
+func (w *watches) addFound(reply *guestproto.WatchesReply) {
 	mounts := shareMounts{}
 	defer mounts.close()
 	size := 0
-	for file, mask := range found {
-		switch {
-		case w.files[file] != nil:
-			continue
-		case len(w.files) == guestproto.MostWatches:
-			reply.TooMany, w.tooMany = !w.tooMany, true
-			return reply, nil
-		case size > mostPathBytes:
-			return reply, nil // the next look has the others
+	for file, mask := range w.found {
+		if size > mostPathBytes {
+			return
 		}
+		if len(w.files) == guestproto.MostWatches {
+			reply.TooMany, w.tooMany = !w.tooMany, true
+			clear(w.found)
+			return
+		}
+		delete(w.found, file)
 		added, err := w.add(file, mask, mounts)
 		if err != nil {
 			debugf("a file that is watched: %v", err) // it has gone, or is nothing of the share's
@@ -192,13 +210,15 @@ func (w *watches) look() (reply guestproto.WatchesReply, err error) {
 		size += len(added.Path)
 		reply.Added = append(reply.Added, added)
 	}
-	return reply, nil
 }
 
 // find is findWatches, and says when it was and how long it took.
 func (w *watches) find() (map[shareFile]uint32, error) {
 	began := time.Now()
-	defer func() { w.looked, w.lookTook = time.Now(), time.Since(began) }()
+	defer func() {
+		w.looked, w.lookTook = time.Now(), time.Since(began)
+		debugf("looked for watches: %v", w.lookTook)
+	}()
 	return findWatches()
 }
 
@@ -310,15 +330,18 @@ func (w *watches) tell(f *watchedFile, e guestproto.FileEvent) error {
 	if len(e.Name) > 0 || mask&unix.IN_ATTRIB == 0 {
 		return nil
 	}
-	mounts := shareMounts{}
-	defer mounts.close()
-	fd, err := mounts.openFile(f.shareFile)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Nlink > 0 {
+	err := onThread(func() error {
+		mounts := shareMounts{}
+		defer mounts.close()
+		fd, err := mounts.openFile(f.shareFile)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Fstat(fd, &st)
+	})
+	if err != nil || st.Nlink > 0 {
 		return err
 	}
 	_, err = fmt.Fprintf(w.control, "%d %d %x 0 ", f.device, f.node(), unix.IN_DELETE_SELF)
@@ -328,7 +351,9 @@ func (w *watches) tell(f *watchedFile, e guestproto.FileEvent) error {
 // shareMounts are mounts of the share, opened, by device.
 type shareMounts map[uint32]int
 
-// openFile opens a file by its handle, without the host's knowing (O_PATH).
+// openFile opens a file by its handle, as O_PATH: nobody who watches it hears of that.
+// The kernel takes a mount opened like that as the working directory only. So the calling
+// thread is onThread's, and has another one then.
 func (m shareMounts) openFile(file shareFile) (int, error) {
 	if len(m) == 0 {
 		if err := m.open(); err != nil {
@@ -339,7 +364,10 @@ func (m shareMounts) openFile(file shareFile) (int, error) {
 	if !ok {
 		return -1, fmt.Errorf("no mount of the share's is device 0:%d", file.device)
 	}
-	fd, err := unix.OpenByHandleAt(mount, unix.NewFileHandle(handleType, file.handle[:]), unix.O_PATH|unix.O_CLOEXEC)
+	if err := unix.Fchdir(mount); err != nil {
+		return -1, err
+	}
+	fd, err := unix.OpenByHandleAt(unix.AT_FDCWD, unix.NewFileHandle(handleType, file.handle[:]), unix.O_PATH|unix.O_CLOEXEC)
 	return fd, os.NewSyscallError("open_by_handle_at", err)
 }
 
@@ -352,7 +380,7 @@ func (m shareMounts) open() error {
 		if _, known := m[uint32(mount.Minor)]; known || mount.FSType != "virtiofs" || mount.Root != "/" {
 			continue
 		}
-		fd, err := unix.Open(mount.Mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(mount.Mountpoint, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			continue // it has gone
 		}
