@@ -38,7 +38,7 @@ const laneEnd = "\x16lane: ended with "
 // alone are the tests that measure time finer than another lane's load lets them.
 var alone = []string{
 	// liveLimit
-	"TestLoopbackFollowsNetworks", "TestNetworkChangesByHand", "TestNetworkConnect", "TestNetworkConnectTwentyTimes",
+	"TestLoopbackFollowsNetworks", "TestNetworkChangesByHand", "TestNetworkConnect", "TestNetworkConnectAfterRestart", "TestNetworkConnectTwentyTimes",
 	"TestNetworkConnectWhilePaused", "TestNetworkMoves", "TestNineInterfaces", "TestPodmanNetworkConnect", "TestPodmanNetworkReload",
 }
 

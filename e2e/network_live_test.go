@@ -90,6 +90,26 @@ echo "dial=$(probe dial tcp `+server+`:7 named)"`)), map[string]string{
 	})
 }
 
+// A daemon that was restarted under a running container (live-restore) connects and disconnects as before.
+func TestNetworkConnectAfterRestart(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.ok("network", "create", "--subnet", "10.198.15.0/24", "base")
+		e.ok("network", "create", "--subnet", "10.198.16.0/24", "live")
+		id := e.startReady("listening", "--network", "base", "busybox", "probe", "serve", "tcp", ":7")
+		e.noErr(e.d.stop())
+		e.noErr(e.d.start())
+		e.ok("network", "connect", "--ip", "10.198.16.50", "live", id)
+		e.shows(id, "10.198.16.50/24", "ip -4 -o addr show dev eth1 | awk '{print $4}'")
+		for _, address := range []string{"10.198.15.2:7", "10.198.16.50:7"} {
+			if answer, err := dialEcho(address, "hello"); err != nil || answer != "hello" {
+				e.Errorf("dial of %s = %q, %v", address, answer, err)
+			}
+		}
+		e.ok("network", "disconnect", "live", id)
+		e.shows(id, "eth0", showLinks)
+	})
+}
+
 // The default route is where Docker puts it. On Docker's own bridge there are no names, and with the first network that has some
 // there are.
 func TestNetworkMoves(t *testing.T) {
