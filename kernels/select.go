@@ -13,8 +13,8 @@ import (
 type Kernel string
 
 const (
-	Lean Kernel = "lean" // sockets and one NIC
-	Net  Kernel = "net"  // Lean plus netfilter, virtual interfaces, traffic control
+	Lean Kernel = "lean" // what ordinary programs use, and a user namespace of their own
+	Net  Kernel = "net"  // Lean plus what takes CAP_NET_ADMIN: routers, firewalls, traffic control
 )
 
 // Annotation is the key in config.json by which a container asks for a kernel.
@@ -23,7 +23,6 @@ const Annotation = "boxlite.kernel"
 // Needs are what of a config.json only one of the kernels has. The zero value needs neither.
 type Needs struct {
 	Capabilities []string          // names as config.json spells them
-	Tun          bool              // a node of /dev/net/tun
 	Sysctls      map[string]string // linux.sysctl
 }
 
@@ -48,11 +47,8 @@ func (n Needs) kernel() (Kernel, string) {
 	if slices.Contains(n.Capabilities, "CAP_NET_ADMIN") {
 		return Net, "CAP_NET_ADMIN is among the capabilities"
 	}
-	if n.Tun {
-		return Net, "/dev/net/tun is among the devices"
-	}
 	for _, key := range slices.Sorted(maps.Keys(n.Sysctls)) {
-		if sysctlOfNet(key, n.Sysctls[key]) {
+		if sysctlOfNet(key) {
 			return Net, "sysctl " + key + " is set"
 		}
 	}
@@ -61,7 +57,8 @@ func (n Needs) kernel() (Kernel, string) {
 
 // netSysctls begin or are the names of the kernel parameters that Net has and Lean lacks, where a dot parts them.
 var netSysctls = []string{
-	"net.bridge.", "net.netfilter.", "net.nf_conntrack_max", "net.ipv4.vs.", "net.sctp.", "net.vrf.",
+	"net.bridge.", "net.netfilter.nf_conntrack_events", "net.netfilter.nf_conntrack_sctp_", "net.netfilter.nf_flowtable_",
+	"net.netfilter.nf_hooks_lwtunnel", "net.ipv4.vs.", "net.sctp.", "net.vrf.",
 	"net.core.default_qdisc", "net.core.xfrm_", "net.ipv4.xfrm4_", "net.ipv6.xfrm6_",
 	"net.ipv4.fib_multipath_", "net.ipv4.raw_l3mdev_accept", "net.ipv4.tcp_l3mdev_accept", "net.ipv4.udp_l3mdev_accept",
 }
@@ -69,18 +66,12 @@ var netSysctls = []string{
 // netConfSysctls end the names of such parameters of an interface, net.ipv6.conf.NAME.
 var netConfSysctls = []string{".accept_ra_rtr_pref", ".router_probe_interval"}
 
-// sysctlOfNet says whether setting a kernel parameter takes Net. A slash may part the name, as for sysctl(8).
-func sysctlOfNet(key, value string) bool {
+// sysctlOfNet says whether a kernel parameter takes Net. A slash may part the name, as for sysctl(8).
+func sysctlOfNet(key string) bool {
 	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '/' {
 		key = strings.ReplaceAll(key, "/", ".")
 	}
 	named := func(part string) bool { return strings.HasPrefix(key, part) }
 	ends := func(part string) bool { return named("net.ipv6.conf.") && strings.HasSuffix(key, part) }
-	switch {
-	case slices.ContainsFunc(netSysctls, named), slices.ContainsFunc(netConfSysctls, ends):
-		return true
-	case key == "net.ipv4.tcp_congestion_control", key == "net.ipv4.tcp_allowed_congestion_control":
-		return slices.Contains(strings.Fields(value), "bbr")
-	}
-	return false
+	return slices.ContainsFunc(netSysctls, named) || slices.ContainsFunc(netConfSysctls, ends)
 }

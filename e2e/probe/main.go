@@ -33,6 +33,7 @@ var commands = map[string]func(args []string) error{
 	"dial":      dial,
 	"echo-sum":  echoSum,
 	"dial-many": dialMany,
+	"loopback":  loopback,
 	"linger":    linger,
 	"flood":     flood,
 	"datagram":  datagram,

@@ -50,6 +50,55 @@ func serve(args []string) error {
 	}
 }
 
+// loopback mptcp|vsock TEXT sends the text through a connection to itself, and prints it, behind the protocol's number.
+func loopback(args []string) error {
+	var family, protocol int
+	var addr unix.Sockaddr
+	switch args[0] {
+	case "mptcp":
+		family, protocol, addr = unix.AF_INET, unix.IPPROTO_MPTCP, &unix.SockaddrInet4{Port: 5000, Addr: [4]byte{127, 0, 0, 1}}
+	case "vsock":
+		family, addr = unix.AF_VSOCK, &unix.SockaddrVM{Port: 5000, CID: unix.VMADDR_CID_LOCAL}
+	default:
+		return fmt.Errorf("unknown kind %q", args[0])
+	}
+	listener, err := unix.Socket(family, unix.SOCK_STREAM, protocol)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Bind(listener, addr); err != nil {
+		return fmt.Errorf("bind: %w", err)
+	}
+	if err := unix.Listen(listener, 1); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	client, err := unix.Socket(family, unix.SOCK_STREAM, protocol)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Connect(client, addr); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	server, _, err := unix.Accept(listener)
+	if err != nil {
+		return fmt.Errorf("accept: %w", err)
+	}
+	if _, err := unix.Write(client, []byte(args[1])); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	buf := make([]byte, len(args[1]))
+	n, err := unix.Read(server, buf)
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	number, err := unix.GetsockoptInt(server, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("protocol: %w", err)
+	}
+	fmt.Println(number, string(buf[:n]))
+	return nil
+}
+
 // dial NETWORK ADDRESS TEXT sends the text and prints what comes back.
 func dial(args []string) error {
 	conn, err := net.DialTimeout(args[0], args[1], 10*time.Second)

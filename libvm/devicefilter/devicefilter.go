@@ -234,14 +234,15 @@ func accessBits(text string) (int32, error) {
 }
 
 // standardDevices are what every container may use: nodes may be made of
-// anything, and the devices of a container's /dev opened.
+// anything, and the devices of a container's /dev opened. The last one is
+// /dev/net/tun, which is of use in a user namespace.
 var standardDevices = func() []specs.LinuxDeviceCgroup {
 	any := int64(-1)
 	rules := []specs.LinuxDeviceCgroup{
 		{Allow: true, Type: "c", Major: &any, Minor: &any, Access: "m"},
 		{Allow: true, Type: "b", Major: &any, Minor: &any, Access: "m"},
 	}
-	for number := range strings.FieldsSeq("1:3 1:5 1:7 1:8 1:9 5:0 5:1 5:2 136:-1") {
+	for number := range strings.FieldsSeq("1:3 1:5 1:7 1:8 1:9 5:0 5:1 5:2 136:-1 10:200") {
 		major, minor := new(int64), new(int64)
 		if _, err := fmt.Sscanf(number, "%d:%d", major, minor); err != nil {
 			panic(err) // the list above

@@ -8,7 +8,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
-	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 // guestDevices are the nodes that the guest's kernel can stand behind, with the
@@ -18,7 +17,7 @@ var guestDevices = func() map[string]string {
 		"/dev/null": "c1:3", "/dev/zero": "c1:5", "/dev/full": "c1:7",
 		"/dev/random": "c1:8", "/dev/urandom": "c1:9", "/dev/kmsg": "c1:11",
 		"/dev/tty": "c5:0", "/dev/console": "c5:1", "/dev/ptmx": "c5:2",
-		tunDevice: "c10:200", "/dev/fuse": "c10:229",
+		"/dev/net/tun": "c10:200", "/dev/fuse": "c10:229",
 		"/dev/mapper/control": "c10:236", "/dev/loop-control": "c10:237",
 	}
 	for i := range guestproto.LoopDevices {
@@ -26,9 +25,6 @@ var guestDevices = func() map[string]string {
 	}
 	return devices
 }()
-
-// tunDevice is the only one of guestDevices that the lean kernel lacks.
-const tunDevice = "/dev/net/tun"
 
 // devices keeps the nodes of linux.devices that the guest has, and those that
 // stand for nothing on the host either (a plain mknod is then all that is asked
@@ -48,7 +44,7 @@ func (p *Plan) devices(host *HostFacts) {
 		}
 	}
 	if p.Shape.Privileged {
-		keep = addGuestDevices(keep, p.Shape.Kernel)
+		keep = addGuestDevices(keep)
 	}
 	p.Guest.Linux.Devices = keep
 	if len(left) > 0 {
@@ -58,10 +54,9 @@ func (p *Plan) devices(host *HostFacts) {
 
 // addGuestDevices appends the nodes of the guest's devices whose paths are not
 // taken. guestinit makes the standard ones itself, as runc does.
-func addGuestDevices(devices []specs.LinuxDevice, kernel kernels.Kernel) []specs.LinuxDevice {
+func addGuestDevices(devices []specs.LinuxDevice) []specs.LinuxDevice {
 	for _, path := range slices.Sorted(maps.Keys(guestDevices)) {
-		taken := slices.ContainsFunc(devices, func(d specs.LinuxDevice) bool { return d.Path == path })
-		if taken || (path == tunDevice && kernel != kernels.Net) {
+		if slices.ContainsFunc(devices, func(d specs.LinuxDevice) bool { return d.Path == path }) {
 			continue
 		}
 		d := specs.LinuxDevice{Path: path}

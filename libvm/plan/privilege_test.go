@@ -148,12 +148,6 @@ func TestDevicesOfPrivileged(t *testing.T) {
 		t.Errorf("warnings %q do not name /dev/kvm and /dev/vda", text)
 	}
 
-	lean := minimal("CAP_SYS_ADMIN")
-	for _, d := range rewrite(t, lean).Guest.Linux.Devices {
-		if d.Path == tunDevice {
-			t.Errorf("%s with the lean kernel, which has none", tunDevice)
-		}
-	}
 	if devices := rewrite(t, minimal("CAP_MKNOD", "CAP_NET_ADMIN")).Guest.Linux.Devices; len(devices) != 0 {
 		t.Errorf("an unprivileged container got %v", devices)
 	}

@@ -79,9 +79,7 @@ func needsOf(spec *specs.Spec, caps []string) kernels.Needs {
 	needs := kernels.Needs{Capabilities: caps}
 	if spec.Linux != nil {
 		needs.Sysctls = spec.Linux.Sysctl
-		needs.Tun = slices.ContainsFunc(spec.Linux.Devices, func(d specs.LinuxDevice) bool { return deviceKey(d) == guestDevices[tunDevice] })
 	}
-	needs.Tun = needs.Tun || slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return isBind(&m) && m.Source == tunDevice })
 	return needs
 }
 
