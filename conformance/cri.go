@@ -13,15 +13,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/boxlite-oci/boxlite/internal/isolate"
 )
 
 // critest is Kubernetes' suite for what kubelet asks of a container engine. Here the engine is Debian's containerd, a new one
 // for each runtime, isolated as the programs of the OCI suite are:
 //
-//	init, cgroups   see isolate.go
+//	init, cgroups   see internal/isolate
 //	cri             sets up the network, starts containerd, imports images, and runs critest
 const (
-	criStageName = "cri"
+	criStageName = "conformance-cri"
 	criTimeout   = 90 * time.Minute
 	// criLeftOut are the specs that pull images of a registry, which is containerd's work alone, and those that only
 	// measure.
@@ -95,10 +97,10 @@ func runCritest(o options, tools string, rt ociRuntime, results criResults) erro
 		return err
 	}
 	report := filepath.Join(work, "report.json")
-	out, errs, err := isolated(job{
-		path: "/proc/self/exe", dir: work, ownNetwork: true, timeout: criTimeout,
-		args: []string{
-			stageName, criStageName, work, filepath.Join(tools, "critest"),
+	out, errs, err := isolated(isolate.Job{
+		Path: "/proc/self/exe", Dir: work, OwnNetwork: true, Timeout: criTimeout, // its bridge and ports are its own
+		Args: []string{
+			criStageName, work, filepath.Join(tools, "critest"),
 			"--runtime-endpoint", "unix://" + criSocket, "--ginkgo.skip", criLeftOut, "--ginkgo.focus", o.run,
 			"--ginkgo.no-color", "--ginkgo.timeout", criTimeout.String(), "--ginkgo.json-report", report,
 		},

@@ -10,6 +10,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
@@ -22,6 +23,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/boxlite-oci/boxlite/internal/isolate"
 )
 
 type options struct {
@@ -37,12 +40,12 @@ type options struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[0] == stageName {
-		if err := stage(os.Args[1], os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, "conformance:", err)
-			os.Exit(exitIsolation)
-		}
-		return
+	switch os.Args[0] {
+	case isolate.StageName:
+		isolate.Stage()
+	case criStageName:
+		fmt.Fprintln(os.Stderr, "conformance:", criStage(os.Args[1:]))
+		os.Exit(1)
 	}
 	var o options
 	flag.StringVar(&o.boxlite, "boxlite", "bin/boxlite", "boxlite to test")
@@ -112,6 +115,15 @@ func conform(o options) error {
 	return nil
 }
 
+// isolated runs one program, in the machine's network as the suite reads its interfaces, or in a new one if the job says so.
+// It returns what the program wrote.
+func isolated(j isolate.Job) (stdout, stderr []byte, err error) {
+	var out, errs bytes.Buffer
+	j.Stdout, j.Stderr = &out, &errs
+	err = j.Run()
+	return out.Bytes(), errs.Bytes(), err
+}
+
 // choose returns the programs to run.
 func choose(o options, all []string) ([]string, error) {
 	filter, err := regexp.Compile(o.run)
@@ -126,11 +138,11 @@ func choose(o options, all []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	hierarchies, err := cgroupMounts()
+	hierarchies, err := isolate.CgroupMounts()
 	if err != nil {
 		return nil, err
 	}
-	version1 := slices.ContainsFunc(hierarchies, func(h hierarchy) bool { return h.fstype == "cgroup" })
+	version1 := slices.ContainsFunc(hierarchies, func(h isolate.Hierarchy) bool { return h.FSType == "cgroup" })
 	var chosen []string
 	for _, program := range programs {
 		cell, ok := expected[program]
@@ -181,7 +193,7 @@ func runAll(o options, suite *suite, programs []string, runtimes []ociRuntime) r
 				for _, runtime := range runtimes {
 					started := time.Now()
 					path := filepath.Join(suite.dir, program)
-					tap, errors, err := isolated(job{path: path, args: []string{path}, dir: suite.dir, env: []string{"RUNTIME=" + runtime.path}, timeout: o.timeout})
+					tap, errors, err := isolated(isolate.Job{Path: path, Args: []string{path}, Dir: suite.dir, Env: []string{"RUNTIME=" + runtime.path}, Timeout: o.timeout})
 					row[runtime.name] = judge(tap, err)
 					mu.Lock()
 					report(o, program, runtime.name, row[runtime.name], time.Since(started), slices.Concat(tap, errors))

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/boxlite-oci/boxlite/internal/isolate"
 )
 
 func TestReadTAP(t *testing.T) {
@@ -61,7 +63,7 @@ func TestJudgeMindsTheExitStatus(t *testing.T) {
 		want string
 	}{
 		{exit, "ended with exit status 3"},
-		{errTimeout, "took too long"},
+		{isolate.ErrTimeout, "took too long"},
 		{errors.Join(exit, errors.New("remove cgroup: busy")), "ended with"},
 	} {
 		r := judge([]byte("ok 1 - a\n1..1\n"), c.err)

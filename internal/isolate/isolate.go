@@ -1,10 +1,12 @@
-package main
+// Package isolate runs a program where it and what it starts meet no other run's: in namespaces and cgroups of its own.
+// What the program leaves behind ends with it.
+package isolate
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -20,64 +22,74 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A program runs in cgroups of its own and, in these, in two stages of this program:
+// A program runs in cgroups of its own and, in these, in two stages of the caller's program:
 //
 //	init     PID 1 of new pid, mount and ipc namespaces, with an empty /run and /tmp
 //	cgroups  in a cgroup namespace: "/" of every hierarchy is the program's own; becomes the program
 //
-// The suite's fixed names (cgroups, the runtimes' default state roots) thus never meet another run's, and what a
-// program leaves behind ends with its PID 1. The network namespace is the machine's for the OCI suite, which reads its
-// interfaces, and a new one for critest, whose bridge and ports are then its own.
-const stageName = "conformance-stage"
+// Fixed names (cgroups, the runtimes' default state roots) thus never meet another run's, and what a program leaves
+// behind ends with its PID 1.
+
+// StageName is the caller's os.Args[0] in a stage. The caller's main then has nothing to do but call Stage.
+const StageName = "isolate-stage"
 
 // exitIsolation is the status of a stage that failed before the program ran.
 const exitIsolation = 125
 
-var errTimeout = errors.New("took too long")
+// ErrTimeout is the error of a program that took longer than it may.
+var ErrTimeout = errors.New("took too long")
 
 var runs atomic.Int64
 
-// A job is a program to be isolated.
-type job struct {
-	path       string
-	args       []string // with args[0]
-	dir        string
-	env        []string // beside the caller's
-	ownNetwork bool
-	timeout    time.Duration
+// A Job is a program to be isolated.
+type Job struct {
+	Path string
+	Args []string // with Args[0]
+	Dir  string
+	Env  []string // beside the caller's
+	// OwnNetwork gives the program a network namespace without any interface that is up. Otherwise it has the caller's.
+	OwnNetwork bool
+	Timeout    time.Duration
+	// Stdout and Stderr are as those of exec.Cmd.
+	Stdout, Stderr io.Writer
 }
 
-// isolated runs one program and returns what it wrote to stdout and stderr. The error is of type *exec.ExitError if the
-// program said so itself.
-func isolated(j job) (stdout, stderr []byte, err error) {
-	tag := fmt.Sprintf("boxlite-conformance-%d-%d", os.Getpid(), runs.Add(1))
+// Run runs the program. The error is of type *exec.ExitError if the program said so itself.
+func (j Job) Run() (err error) {
+	tag := fmt.Sprintf("boxlite-isolated-%d-%d", os.Getpid(), runs.Add(1))
 	cgroups, err := makeCgroups(tag)
 	defer func() { err = errors.Join(err, removeCgroups(cgroups)) }()
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), j.timeout, errTimeout)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), j.Timeout, ErrTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = slices.Concat([]string{stageName, "init", strings.Join(cgroups, ":"), j.path}, j.args)
-	cmd.Dir = j.dir
-	cmd.Env = slices.Concat(os.Environ(), j.env, []string{"TMPDIR=/tmp"})
+	cmd.Args = slices.Concat([]string{StageName, "init", strings.Join(cgroups, ":"), j.Path}, j.Args)
+	cmd.Dir = j.Dir
+	cmd.Env = slices.Concat(os.Environ(), j.Env, []string{"TMPDIR=/tmp"})
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	if j.ownNetwork {
+	if j.OwnNetwork {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
 	}
 	runtime.LockOSThread() // Pdeathsig follows the thread
 	defer runtime.UnlockOSThread()
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.Stdout, cmd.Stderr = j.Stdout, j.Stderr
 	err = cmd.Run()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return out.Bytes(), errs.Bytes(), err
+	return err
+}
+
+// Stage does the work of a stage, and does not return.
+func Stage() {
+	err := stage(os.Args[1], os.Args[2:])
+	fmt.Fprintln(os.Stderr, "isolate:", err)
+	os.Exit(exitIsolation)
 }
 
 func stage(name string, args []string) error {
@@ -86,8 +98,6 @@ func stage(name string, args []string) error {
 		return initStage(strings.Split(args[0], ":"), args[1:])
 	case "cgroups":
 		return cgroupStage(args[0], args[1:])
-	case criStageName:
-		return criStage(args)
 	}
 	return fmt.Errorf("no stage %q", name)
 }
@@ -112,7 +122,7 @@ func initStage(cgroups, program []string) error {
 		}
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = append([]string{stageName, "cgroups"}, program...)
+	cmd.Args = append([]string{StageName, "cgroups"}, program...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWCGROUP}
 	if err := cmd.Start(); err != nil {
@@ -140,7 +150,7 @@ func reap(pid int) int {
 }
 
 func cgroupStage(path string, args []string) error {
-	hierarchies, err := cgroupMounts()
+	hierarchies, err := CgroupMounts()
 	if err != nil {
 		return err
 	}
@@ -149,35 +159,37 @@ func cgroupStage(path string, args []string) error {
 		if err := unix.Unmount(h.dir, unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("unmount %s: %w", h.dir, err)
 		}
-		if err := unix.Mount("cgroup", h.dir, h.fstype, 0, h.options); err != nil {
+		if err := unix.Mount("cgroup", h.dir, h.FSType, 0, h.options); err != nil {
 			return fmt.Errorf("mount %s: %w", h.dir, err)
 		}
 	}
 	return syscall.Exec(path, args, os.Environ())
 }
 
-// A hierarchy is a mount of a cgroup hierarchy, v1 or v2. Several mounts may be of one.
-type hierarchy struct {
+// A Hierarchy is a mount of a cgroup hierarchy, v1 or v2. Several mounts may be of one.
+type Hierarchy struct {
+	// FSType is cgroup, for version 1, or cgroup2.
+	FSType string
+
 	device  uint64 // which hierarchy it is
 	dir     string
-	fstype  string
 	options string // for mount(2)
 }
 
-// cgroupMounts are those that can be reached: one that another mount covers is nobody's to see.
-func cgroupMounts() ([]hierarchy, error) {
+// CgroupMounts are those that can be reached: one that another mount covers is nobody's to see.
+func CgroupMounts() ([]Hierarchy, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return nil, err
 	}
-	var found []hierarchy
+	var found []Hierarchy
 	for _, m := range mounts {
-		h := hierarchy{device: unix.Mkdev(uint32(m.Major), uint32(m.Minor)), dir: m.Mountpoint, fstype: m.FSType}
+		h := Hierarchy{device: unix.Mkdev(uint32(m.Major), uint32(m.Minor)), dir: m.Mountpoint, FSType: m.FSType}
 		var st unix.Stat_t
 		if err := unix.Stat(h.dir, &st); err != nil || st.Dev != h.device {
 			continue
 		}
-		if h.fstype == "cgroup" {
+		if h.FSType == "cgroup" {
 			h.options = strings.TrimPrefix(m.VFSOptions, "rw,")
 			if strings.HasPrefix(h.options, "name=") || strings.Contains(h.options, ",name=") {
 				h.options = "none," + h.options[strings.Index(h.options, "name="):]
@@ -190,7 +202,7 @@ func cgroupMounts() ([]hierarchy, error) {
 
 // makeCgroups makes a cgroup in the root of every hierarchy and returns their directories, also those before an error.
 func makeCgroups(tag string) (dirs []string, err error) {
-	hierarchies, err := cgroupMounts()
+	hierarchies, err := CgroupMounts()
 	if err != nil {
 		return nil, err
 	}

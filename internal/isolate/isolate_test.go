@@ -1,6 +1,7 @@
-package main
+package isolate
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,11 +14,8 @@ import (
 
 // TestMain has the test binary be the stages too.
 func TestMain(m *testing.M) {
-	if os.Args[0] == stageName {
-		if err := stage(os.Args[1], os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(exitIsolation)
-		}
+	if os.Args[0] == StageName {
+		Stage()
 	}
 	os.Exit(m.Run())
 }
@@ -48,20 +46,20 @@ func inMountNamespace(t *testing.T, f func()) {
 // A hierarchy that is mounted twice, in a chroot's /sys say, is isolated as one that is mounted once: where a program can
 // see it as well as where it cannot.
 func TestIsolatedWithHierarchiesMountedTwice(t *testing.T) {
-	visible, err := os.MkdirTemp("/var/tmp", "boxlite-conformance-")
+	visible, err := os.MkdirTemp("/var/tmp", "boxlite-isolated-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(visible)
 	covered := t.TempDir() // the program has a /tmp of its own
 	const program = "program"
-	if err := os.WriteFile(filepath.Join(visible, program), []byte("#!/bin/sh\ncut -d : -f 3 /proc/self/cgroup | sort -u; ls -d "+visible+"/*/boxlite-conformance-* 2>/dev/null; true\n"), 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(visible, program), []byte("#!/bin/sh\ncut -d : -f 3 /proc/self/cgroup | sort -u; ls -d "+visible+"/*/boxlite-isolated-* 2>/dev/null; true\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	inMountNamespace(t, func() {
-		before, err := cgroupMounts()
+		before, err := CgroupMounts()
 		if err != nil || len(before) == 0 {
-			t.Errorf("cgroupMounts = %v, %v", before, err)
+			t.Errorf("CgroupMounts = %v, %v", before, err)
 			return
 		}
 		for i, h := range before {
@@ -76,12 +74,13 @@ func TestIsolatedWithHierarchiesMountedTwice(t *testing.T) {
 				}
 			}
 		}
-		out, errs, err := isolated(job{path: filepath.Join(visible, program), args: []string{program}, dir: visible, timeout: time.Minute})
+		var out, errs bytes.Buffer
+		err = Job{Path: filepath.Join(visible, program), Args: []string{program}, Dir: visible, Timeout: time.Minute, Stdout: &out, Stderr: &errs}.Run()
 		if err != nil {
-			t.Errorf("isolated = %v: %s%s", err, out, errs)
+			t.Errorf("Run = %v: %s%s", err, out.String(), errs.String())
 		}
-		if string(out) != "/\n" {
-			t.Errorf("the program sees %q, want the root of each hierarchy for its own cgroup, and no cgroup of its name below", out)
+		if out.String() != "/\n" {
+			t.Errorf("the program sees %q, want the root of each hierarchy for its own cgroup, and no cgroup of its name below", out.String())
 		}
 	})
 }
