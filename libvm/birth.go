@@ -219,9 +219,7 @@ func (b *birth) enterCgroup() error {
 	if b.rt.NoCgroup {
 		return writeState(b.c.dir, birthFile, &b.c.State)
 	}
-	cg, err := hostcgroup.New(hostcgroup.Config{
-		Path: plan.CgroupsPath(b.spec), ID: b.c.ID, Systemd: b.rt.SystemdCgroup, Rootless: os.Geteuid() != 0,
-	})
+	cg, err := hostcgroup.New(b.cgroupConfig(b.c.ID))
 	if err != nil {
 		return cgroupError(err)
 	}
@@ -237,6 +235,11 @@ func (b *birth) enterCgroup() error {
 	}
 	b.cfg.MemoryCgroup = cg.MemoryDir()
 	return b.record()
+}
+
+// cgroupConfig says where the cgroup of the container with that id is to be.
+func (b *birth) cgroupConfig(id string) hostcgroup.Config {
+	return hostcgroup.Config{Path: plan.CgroupsPath(b.spec), ID: id, Systemd: b.rt.SystemdCgroup, Rootless: os.Geteuid() != 0}
 }
 
 // record notes what there is so far, for a delete --force after a create that

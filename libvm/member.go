@@ -15,6 +15,7 @@ import (
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm/fault"
 	"github.com/boxlite-oci/boxlite/libvm/fdpass"
+	"github.com/boxlite-oci/boxlite/libvm/hostcgroup"
 	"github.com/boxlite-oci/boxlite/libvm/lockdown"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
 	"github.com/boxlite-oci/boxlite/libvm/rootfs"
@@ -54,6 +55,19 @@ func (r *Runtime) findPod(id string, spec *specs.Spec) (*joinedPod, error) {
 	}
 	p := &joinedPod{sandbox: sandbox, joins: map[specs.LinuxNamespaceType]string{}}
 	return p, p.findJoins(spec)
+}
+
+// podMemoryLimit is what the cgroup around a pod's sandbox may use, if that is what the
+// container is. Kubelet limits a pod if all of its members have limits.
+func (b *birth) podMemoryLimit(id string) (int64, error) {
+	if b.rt.NoCgroup || plan.Sandbox(b.spec) != id {
+		return 0, nil
+	}
+	cgroup, err := hostcgroup.New(b.cgroupConfig(id))
+	if err != nil {
+		return 0, cgroupError(err)
+	}
+	return cgroup.MemoryLimitAround()
 }
 
 // hasNetworkOf says whether another container's network is that of c, which runs.

@@ -355,3 +355,29 @@ func TestDeviceRulesKeepTheirOrder(t *testing.T) {
 		t.Errorf("devices = %q, want the VMM's among them", list)
 	}
 }
+
+// The limit around a cgroup can be read before there is the cgroup, as long as there is what is around.
+func TestMemoryLimitAround(t *testing.T) {
+	c := newTestCgroup(t, "inner")
+	outer := filepath.Dir(c.MemoryDir())
+	if got, err := c.MemoryLimitAround(); err != nil || got != 0 {
+		t.Errorf("MemoryLimitAround of nothing = %d, %v, want 0", got, err)
+	}
+	if err := c.Apply(sleeper(t).Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.MemoryLimitAround(); err != nil || got != 0 && got < 1<<60 {
+		t.Errorf("MemoryLimitAround of no limit = %d, %v, want 0, or beyond all memory", got, err)
+	}
+	const want = 256 << 20
+	name := "memory.limit_in_bytes"
+	if cgroups.IsCgroup2UnifiedMode() {
+		name = "memory.max"
+	}
+	if err := os.WriteFile(filepath.Join(outer, name), []byte(fmt.Sprint(want)), 0); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.MemoryLimitAround(); err != nil || got != want {
+		t.Errorf("MemoryLimitAround = %d, %v, want %d", got, err, want)
+	}
+}

@@ -43,6 +43,9 @@ type HostFacts struct {
 	Devices map[string]bool
 	// Pod is the VM that the container joins; nil for one of its own.
 	Pod *Pod
+	// PodMemoryLimit is that of the cgroup around the sandbox of a pod, in bytes. It is
+	// zero for other containers.
+	PodMemoryLimit int64
 }
 
 // Source is what the host has where a bind mount's source points.

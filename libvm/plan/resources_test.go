@@ -75,7 +75,7 @@ func TestSizeOfWithCPUSet(t *testing.T) {
 		want int
 	}{{`{}`, 8}, {`{"cpus":"2-4"}`, 3}, {`{"cpus":"2-4","quota":150000}`, 2}, {`{"cpus":"1","quota":400000}`, 1}, {`{"cpus":"0-63"}`, 8}} {
 		spec := &specs.Spec{Linux: &specs.Linux{Resources: resources(t, `{"cpu":`+tc.cpu+`}`)}}
-		if _, got := sizeOf(spec, 8); got != tc.want {
+		if _, got := sizeOf(spec, DefaultMemoryMiB, 8); got != tc.want {
 			t.Errorf("processors with %s = %d, want %d", tc.cpu, got, tc.want)
 		}
 	}

@@ -204,7 +204,7 @@ func TestSizeOf(t *testing.T) {
 		spec := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{
 			Memory: &specs.LinuxMemory{Limit: c.memory}, CPU: &specs.LinuxCPU{Quota: c.quota, Period: c.period, Cpus: c.cpuset},
 		}}}
-		if m, n := sizeOf(spec, 4); m != c.memMiB || n != c.cpus {
+		if m, n := sizeOf(spec, DefaultMemoryMiB, 4); m != c.memMiB || n != c.cpus {
 			t.Errorf("%s: sizeOf = %d MiB, %d CPUs, want %d, %d", c.name, m, n, c.memMiB, c.cpus)
 		}
 	}

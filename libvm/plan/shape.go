@@ -38,7 +38,11 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 	}
 	p.Shape.Kernel, p.Shape.KernelReason = kernel, reason
 
-	memory, vcpus := sizeOf(spec, host.CPUs)
+	unlimited := DefaultMemoryMiB
+	if limits(host.PodMemoryLimit) {
+		unlimited = minMemoryMiB // all members have limits, and bring room for that; more would not fit into the pod's
+	}
+	memory, vcpus := sizeOf(spec, unlimited, host.CPUs)
 	if host.MemoryMiB > minMemoryMiB { // a limit above what there is limits nothing, as with runc
 		memory = min(memory, host.MemoryMiB/memoryStepMiB*memoryStepMiB)
 	}
@@ -94,9 +98,10 @@ func CheckMemory(mib int) error {
 	return nil
 }
 
-// sizeOf derives the VM's size from the container's limits.
-func sizeOf(spec *specs.Spec, hostCPUs int) (memoryMiB, vcpus int) {
-	memoryMiB, vcpus = DefaultMemoryMiB, hostCPUs
+// sizeOf derives the VM's size from the container's limits. Without one of memory it is
+// unlimitedMiB.
+func sizeOf(spec *specs.Spec, unlimitedMiB, hostCPUs int) (memoryMiB, vcpus int) {
+	memoryMiB, vcpus = unlimitedMiB, hostCPUs
 	if spec.Linux == nil || spec.Linux.Resources == nil {
 		return memoryMiB, vcpus
 	}

@@ -39,3 +39,24 @@ func TestMemoryOfTheHost(t *testing.T) {
 		}
 	}
 }
+
+// A pod whose cgroup is limited begins with what its VM needs without members, unless something says what it shall have.
+func TestMemoryOfALimitedPod(t *testing.T) {
+	for _, tc := range []struct {
+		pod, limit int64
+		over, want int
+	}{
+		{0, 0, 0, DefaultMemoryMiB},
+		{noMemoryLimit, 0, 0, DefaultMemoryMiB},
+		{512 << 20, 0, 0, minMemoryMiB},
+		{512 << 20, 256 << 20, 0, 256 + GuestRoomMiB},
+		{512 << 20, 0, 320, 320},
+	} {
+		spec := minimal()
+		spec.Linux = &specs.Linux{Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &tc.limit}}}
+		p, err := Rewrite(spec, "/r", &HostFacts{CPUs: 1, PodMemoryLimit: tc.pod}, Overrides{MemoryMiB: tc.over})
+		if err != nil || p.Shape.MemoryMiB != tc.want {
+			t.Errorf("pod of %d bytes, limit %d, flag %d: VM of %d MiB, %v, want %d", tc.pod, tc.limit, tc.over, p.Shape.MemoryMiB, err, tc.want)
+		}
+	}
+}
