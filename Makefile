@@ -21,7 +21,7 @@ GO       ?= go
 GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 LDFLAGS  := -s -w
 LINTER   := $(GO) tool -modfile=scripts/lint.mod
-SCRIPTS  := scripts/*.sh kernels/*.sh images/*.sh images/dind/files/usr/local/sbin/dind .ci/run
+SCRIPTS  := scripts/*.sh kernels/*.sh images/*.sh kubernetes/*.sh images/dind/files/usr/local/sbin/dind .ci/run
 
 # RUN chooses tests by name: make e2e RUN=TestStdin. TESTFLAGS are added to go test's.
 RUN       ?=
@@ -131,7 +131,7 @@ test: deps ## everything: install what is missing, build, lint, unit and e2e tes
 .PHONY: unit
 unit: ## tests beside the code; as root those that make namespaces run too
 	@echo '== unit tests'
-	$(GO) test -timeout 15m $(ALLTESTFLAGS) $$($(GO) list ./... | grep -v '/e2e')
+	$(GO) test -timeout 15m $(ALLTESTFLAGS) $$($(GO) list ./... | grep -v -e '/e2e' -e '/kubernetes')
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (default 1m); RUN chooses some by name
@@ -188,6 +188,12 @@ e2e: cri-tools
 .PHONY: conformance-cri
 conformance-cri: all ## Kubernetes' critest through containerd with runc and boxlite, into docs/conformance.md; half an hour emulated (root)
 	$(GO) run ./conformance -cri -boxlite bin/boxlite
+
+# Not in test: it builds Kubernetes first.
+.PHONY: kubernetes
+kubernetes: all ## scenarios in a real Kubernetes of one node, with runc and boxlite; builds it the first time, half an hour (root)
+	@kubernetes/build.sh >/dev/null
+	$(GO) test -count=1 -v -timeout 130m $(ALLTESTFLAGS) ./kubernetes
 
 .PHONY: lint
 lint: generate ## gofumpt, what is generated, scripts/lint.sh for each module, shellcheck

@@ -374,7 +374,7 @@ func TestMemoryLimitAround(t *testing.T) {
 	if cgroups.IsCgroup2UnifiedMode() {
 		name = "memory.max"
 	}
-	if err := os.WriteFile(filepath.Join(outer, name), []byte(fmt.Sprint(want)), 0); err != nil {
+	if err := os.WriteFile(filepath.Join(outer, name), fmt.Append(nil, want), 0); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := c.MemoryLimitAround(); err != nil || got != want {

@@ -1,0 +1,259 @@
+package kubernetes
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// A container that needs more than its limit of memory is killed for that, alone.
+func TestOutOfMemory(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: pod}
+spec:
+  runtimeClassName: $RUNTIME
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: data, emptyDir: {}}]
+  containers:
+  - name: greedy
+    image: $IMAGE
+    command: [sh, -c, "[ ! -e /data/killed ] || exec sleep 10000; touch /data/killed; exec probe hog 256"]
+    resources: {limits: {memory: 64Mi}}
+    volumeMounts: [{name: data, mountPath: /data}]
+  - name: modest
+    image: $IMAGE
+    command: [sleep, "10000"]
+    resources: {limits: {memory: 64Mi}}
+`)
+		e.becomes("restarts of the greedy one", "1", func() string { return e.status("pod", "greedy", ".restartCount") })
+		e.want("why the greedy one ended", e.status("pod", "greedy", ".lastState.terminated.reason"), "OOMKilled")
+		e.want("exit code of the greedy one", e.status("pod", "greedy", ".lastState.terminated.exitCode"), "137")
+		e.ready("pod")
+		e.want("restarts of the modest one", e.status("pod", "modest", ".restartCount"), "0")
+		e.want("what the modest one may take", e.in("pod", "modest", "probe hog 48 | tail -n 1"), "touched 48")
+	})
+}
+
+// Containers have what they ask for: their limits hold, they can be used to the full beside each other, and the pod's on the
+// node are the sum, with what the RuntimeClass adds.
+func TestRequestsAndLimits(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: pod}
+spec:
+  runtimeClassName: $RUNTIME
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: large
+    image: $IMAGE
+    command: [sh, -c, "dd if=/dev/zero bs=200M count=1 | sleep 10000"] # holds so much
+    resources: {requests: {memory: 64Mi, cpu: 100m}, limits: {memory: 256Mi, cpu: 500m}}
+  - name: small
+    image: $IMAGE
+    command: [sleep, "10000"]
+    resources: {requests: {memory: 32Mi, cpu: 100m}, limits: {memory: 64Mi, cpu: 500m}}
+`)
+		e.ready("pod")
+		const limit = "cd /sys/fs/cgroup; cat memory.max 2>/dev/null || cat memory/memory.limit_in_bytes"
+		e.want("limit of the large one", e.in("pod", "large", limit), strconv.Itoa(256<<20))
+		e.want("limit of the small one", e.in("pod", "small", limit), strconv.Itoa(64<<20))
+
+		overhead := 0
+		if e.rt.isVM() {
+			overhead = overheadMiB
+		}
+		cgroup := "pod" + e.of("pod/pod", ".metadata.uid")
+		e.want("limit of the pod on the node", e.onNode("cd $(find /sys/fs/cgroup -path '*/kubepods/*' -name "+cgroup+" | grep -e /memory/ -e /fs/cgroup/kubepods | head -n 1); cat memory.max 2>/dev/null || cat memory.limit_in_bytes"),
+			strconv.Itoa((256+64+overhead)<<20))
+
+		if e.rt.isVM() {
+			e.wantRoomFor("large")
+		}
+		e.becomes("the large one has what it takes", "yes", func() string {
+			return e.in("pod", "large", `awk '/VmRSS/ && $2 > 200000 { print "yes" }' /proc/$(pidof dd)/status`)
+		})
+		e.want("what the small one may take", e.in("pod", "small", "probe hog 48 | tail -n 1"), "touched 48")
+		for _, container := range []string{"large", "small"} {
+			e.want("restarts of "+container, e.status("pod", container, ".restartCount"), "0")
+		}
+		e.want("phase", e.of("pod/pod", ".status.phase"), "Running")
+		e.eventuallyMeasured("pod")
+	})
+}
+
+// wantRoomFor wants the VM to fit into what the pod may use on the node. Otherwise the node would end it for what it caches.
+func (e *env) wantRoomFor(container string) {
+	e.Helper()
+	kib, err := strconv.Atoi(e.in("pod", container, "awk '/MemTotal/ { print $2 }' /proc/meminfo"))
+	e.noErr(err)
+	if most := (256 + 64 + overheadMiB) << 10; kib > most {
+		e.Errorf("the VM has %d KiB of memory, and the pod may use %d", kib, most)
+	}
+}
+
+// eventuallyMeasured wants kubelet to know what a pod uses, as an autoscaler and kubectl top ask for it.
+func (e *env) eventuallyMeasured(pod string) {
+	e.Helper()
+	e.becomes("kubelet has figures of the pod", "yes", func() string {
+		var summary struct {
+			Pods []struct {
+				PodRef struct{ Name, Namespace string }
+				Memory struct{ WorkingSetBytes int64 }
+				CPU    struct{ UsageCoreNanoSeconds int64 }
+			}
+		}
+		if err := json.Unmarshal([]byte(e.ok("get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/stats/summary")), &summary); err != nil {
+			return err.Error()
+		}
+		for _, p := range summary.Pods {
+			if p.PodRef.Name == pod && p.PodRef.Namespace == e.namespace && p.CPU.UsageCoreNanoSeconds > 0 && p.Memory.WorkingSetBytes > 1<<20 {
+				return "yes"
+			}
+		}
+		return "no"
+	})
+}
+
+// A member has all capabilities, in its pod's VM, where its annotation chooses the kernel for that. A neighbour has none of
+// them. Without the annotation the pod's events say what to do.
+func TestAllCapabilities(t *testing.T) {
+	onlyVM(t, func(e *env) {
+		const pod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: %NAME, annotations: {%ANNOTATION}}
+spec:
+  runtimeClassName: $RUNTIME
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: powerful
+    image: $IMAGE
+    command: [sleep, "10000"]
+    securityContext: {capabilities: {add: [ALL]}}
+  - name: plain
+    image: $IMAGE
+    command: [sleep, "10000"]
+    securityContext: {runAsUser: 1000, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+`
+		e.apply(strings.NewReplacer("%NAME", "pod", "%ANNOTATION", "boxlite.kernel: net").Replace(pod))
+		e.apply(strings.NewReplacer("%NAME", "mistaken", "%ANNOTATION", "").Replace(pod))
+		e.ready("pod")
+		// Of all capabilities containerd has left out those that it has not itself.
+		e.want("capabilities of the powerful one", e.in("pod", "powerful", "sed -n 's/^CapEff:.//p' /proc/self/status"), e.onNode("sed -n 's/^CapBnd:.//p' /proc/self/status"))
+		e.want("what they give", e.in("pod", "powerful", "mkdir /m; mount -t tmpfs tmpfs /m && mount -t proc proc /m && ip link add d0 type dummy && ls -d /sys/class/net/d0"), "/sys/class/net/d0")
+		e.want("what the neighbour may do", e.in("pod", "plain", "grep CapEff /proc/self/status; mount -t tmpfs tmpfs /tmp 2>&1; ip link del d0 2>&1; ls /dev | grep -c -e kmsg -e mem -e vd; true"),
+			"CapEff:\t0000000000000000\nmount: permission denied (are you root?)\nip: RTNETLINK answers: Operation not permitted\n0")
+		e.wantPart("the error of the one without the annotation", e.failure("mistaken"), "boxlite.kernel=net")
+	})
+}
+
+// An ordinary user in a pod reads and writes what its fsGroup lets it, and nothing else.
+func TestSecurityContext(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.apply(`
+apiVersion: v1
+kind: Secret
+metadata: {name: secret}
+stringData: {password: open sesame}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: pod}
+spec:
+  runtimeClassName: $RUNTIME
+  terminationGracePeriodSeconds: 1
+  securityContext:
+    runAsUser: 1000
+    runAsGroup: 3000
+    fsGroup: 2000
+    seccompProfile: {type: RuntimeDefault}
+  volumes:
+  - {name: data, emptyDir: {}}
+  - {name: memory, emptyDir: {medium: Memory}}
+  - {name: secret, secret: {secretName: secret, defaultMode: 0440}}
+  containers:
+  - name: one
+    image: $IMAGE
+    command: [sleep, "10000"]
+    securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+    volumeMounts: &all [{name: data, mountPath: /data}, {name: memory, mountPath: /memory}, {name: secret, mountPath: /secret}]
+  - name: two
+    image: $IMAGE
+    command: [sleep, "10000"]
+    securityContext: {runAsUser: 1001}
+    volumeMounts: *all
+`)
+		e.ready("pod")
+		e.want("who one is", e.in("pod", "one", "id -u; id -g; id -G; grep -e NoNewPrivs -e Seccomp: /proc/self/status"), "1000\n3000\n3000 2000\nNoNewPrivs:\t1\nSeccomp:\t2")
+		e.want("a Secret of the group", e.in("pod", "one", "cat /secret/password"), "open sesame")
+		for _, dir := range []string{"/data", "/memory"} {
+			e.want("a file of one in "+dir, e.in("pod", "one", "umask 7; echo from one >"+dir+"/file; stat -c '%u %g %a' "+dir+"/file"), "1000 2000 660")
+			e.want("the same, by two", e.in("pod", "two", "cat "+dir+"/file; echo from two >>"+dir+"/file; cat "+dir+"/file"), "from one\nfrom one\nfrom two")
+		}
+		e.want("what one may not", e.in("pod", "one", "touch /file 2>&1; cat /proc/1/environ 2>&1 >/dev/null; chown 0 /data/file 2>&1; true"),
+			"touch: /file: Read-only file system\nchown: /data/file: Operation not permitted")
+	})
+}
+
+// failure waits until a container of the pod cannot be made, and returns why.
+func (e *env) failure(pod string) (message string) {
+	e.Helper()
+	e.noErr(eventually(patience, "an error of "+pod, func() error {
+		message = e.of("pod/"+pod, ".status.containerStatuses[*]..message")
+		if message == "" {
+			return errNone
+		}
+		return nil
+	}))
+	return message
+}
+
+// A member runs a dockerd, with containers of its own, and its neighbour knows nothing of it. All containers have limits, for
+// processes of the quality of service Guaranteed have an oom_score_adj that the runc inside need not lower: for that it would
+// take CAP_SYS_RESOURCE, which not each node has to give.
+func TestDockerInPod(t *testing.T) {
+	onlyVM(t, func(e *env) {
+		e.noErr(cluster.importImage(dindImage))
+		e.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: pod, annotations: {boxlite.kernel: net}}
+spec:
+  runtimeClassName: $RUNTIME
+  terminationGracePeriodSeconds: 5
+  volumes: [{name: box, emptyDir: {}}]
+  initContainers:
+  - name: box
+    image: $IMAGE
+    command: [sh, -c, "mkdir /box/bin && cp -a /bin/busybox /bin/sh /bin/httpd /box/bin"]
+    resources: {limits: {cpu: 100m, memory: 64Mi}}
+    volumeMounts: [{name: box, mountPath: /box}]
+  containers:
+  - name: docker
+    image: $DIND
+    resources: {limits: {cpu: "1", memory: 768Mi}}
+    securityContext: {capabilities: {add: [ALL]}}
+    readinessProbe: {exec: {command: [test, -S, /var/run/docker.sock]}, periodSeconds: 5, timeoutSeconds: 30} # less work than a client
+    volumeMounts: [{name: box, mountPath: /box}]
+  - name: plain
+    image: $IMAGE
+    command: [sleep, "10000"]
+    resources: {limits: {cpu: 100m, memory: 64Mi}}
+    securityContext: {capabilities: {drop: [ALL]}}
+`)
+		e.ok("wait", "pod/pod", "--for", "condition=Ready", "--timeout", (3 * patience).String()) // dockerd starts slowly in an emulated VM
+		e.in("pod", "docker", `tar -C /box -c . | docker import - box >/dev/null
+docker run --detach --publish 8080:80 box /bin/sh -c '/bin/busybox mkdir /www; echo inner >/www/index.html; exec httpd -f -p 80 -h /www'`)
+		e.becomes("a page of the inner container, by its published port in the pod", "inner", func() string {
+			return e.in("pod", "plain", "wget -qO- http://127.0.0.1:8080/ 2>&1; true")
+		})
+		e.wantPart("capabilities of the neighbour", e.in("pod", "plain", "cat /proc/self/status"), "CapEff:\t0000000000000000\n")
+		e.want("the inner processes that the neighbour sees", e.in("pod", "plain", "pidof dockerd | wc -w; ls /sys/fs/cgroup | grep -c docker; true"), "0\n0")
+	})
+}
