@@ -117,10 +117,10 @@ func (e *env) describe() {
 	}
 }
 
-// apply makes the objects of a text in YAML, in which $RUNTIME, $IMAGE, $DIND and $DIR stand for the env's.
+// apply makes the objects of a text in YAML, in which $RUNTIME, $IMAGE and $DIR stand for the env's.
 func (e *env) apply(text string) {
 	e.Helper()
-	text = strings.NewReplacer("$RUNTIME", e.rt.name, "$IMAGE", image, "$DIND", dindImage, "$DIR", e.dir).Replace(text)
+	text = strings.NewReplacer("$RUNTIME", e.rt.name, "$IMAGE", image, "$DIR", e.dir).Replace(text)
 	e.noErr(cluster.apply(text, "--namespace", e.namespace))
 }
 

@@ -21,8 +21,6 @@ const (
 	// pauseImage is that of a pod's sandbox. Its shell reaps what it is given, as a pause has to for containers that have
 	// their processes in common.
 	pauseImage = "localhost/pause:1"
-	// dindImage has a dockerd (../images).
-	dindImage = "localhost/dind:1"
 )
 
 // writeImages writes the images into a directory, each as docker save does.
@@ -32,15 +30,7 @@ func writeImages(dir string) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the probe: %w: %s", err, out)
 	}
-	dind, err := exec.Command("../images/build.sh", "dind").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("build the image dind: %w: %s", err, dind)
-	}
-	words := strings.Fields(string(dind)) // the last one is the root file system's archive
-	if err := os.Symlink(words[len(words)-1], filepath.Join(dir, "dind.tar")); err != nil {
-		return err
-	}
-	err = script(dir, `
+	err := script(dir, `
 mkdir -p rootfs/bin rootfs/dev rootfs/etc rootfs/proc rootfs/root rootfs/sys rootfs/tmp rootfs/var/run
 chmod 1777 rootfs/tmp
 cp "$1" rootfs/bin/busybox
@@ -50,30 +40,23 @@ echo 'root:x:0:0:root:/root:/bin/sh' >rootfs/etc/passwd
 echo 'root:x:0:' >rootfs/etc/group
 tar -C rootfs --owner 0 --group 0 -cf box.tar .`, busybox)
 	if err != nil {
-		return fmt.Errorf("make the image of busybox: %w", err)
+		return fmt.Errorf("make the root file system: %w", err)
 	}
-	for _, img := range []struct {
-		name, layer string
-		config      map[string]any
-	}{
-		{image, "box.tar", map[string]any{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}}},
-		{pauseImage, "box.tar", map[string]any{"Cmd": []string{"sh", "-c", "trap : TERM INT; tail -f /dev/null & wait"}, "Env": []string{"PATH=/bin"}}},
-		{dindImage, "dind.tar", map[string]any{
-			"Entrypoint": []string{"dind"}, "Env": []string{"PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"},
-			"Volumes": map[string]any{"/var/lib/docker": struct{}{}},
-		}},
+	digest, err := digestOf(filepath.Join(dir, "box.tar"))
+	if err != nil {
+		return err
+	}
+	for name, cmd := range map[string][]string{
+		image:      {"sh"},
+		pauseImage: {"sh", "-c", "trap : TERM INT; tail -f /dev/null & wait"},
 	} {
-		digest, err := digestOf(filepath.Join(dir, img.layer))
-		if err != nil {
-			return err
-		}
-		err = errors.Join(
+		err := errors.Join(
 			writeJSON(filepath.Join(dir, "config.json"), map[string]any{
-				"architecture": runtime.GOARCH, "os": "linux", "config": img.config,
+				"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{"Cmd": cmd, "Env": []string{"PATH=/bin"}},
 				"rootfs": map[string]any{"type": "layers", "diff_ids": []string{digest}},
 			}),
-			writeJSON(filepath.Join(dir, "manifest.json"), []map[string]any{{"Config": "config.json", "RepoTags": []string{img.name}, "Layers": []string{img.layer}}}),
-			script(dir, `tar -chf "$1" manifest.json config.json "$2"`, archiveOf(img.name), img.layer),
+			writeJSON(filepath.Join(dir, "manifest.json"), []map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"box.tar"}}}),
+			script(dir, `tar -cf "$1" manifest.json config.json box.tar`, archiveOf(name)),
 		)
 		if err != nil {
 			return err

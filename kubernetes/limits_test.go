@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"encoding/json"
+	"errors"
 	"strconv"
 	"strings"
 	"testing"
@@ -207,53 +208,9 @@ func (e *env) failure(pod string) (message string) {
 	e.noErr(eventually(patience, "an error of "+pod, func() error {
 		message = e.of("pod/"+pod, ".status.containerStatuses[*]..message")
 		if message == "" {
-			return errNone
+			return errors.New("none yet")
 		}
 		return nil
 	}))
 	return message
-}
-
-// A member runs a dockerd, with containers of its own, and its neighbour knows nothing of it. All containers have limits, for
-// processes of the quality of service Guaranteed have an oom_score_adj that the runc inside need not lower: for that it would
-// take CAP_SYS_RESOURCE, which not each node has to give.
-func TestDockerInPod(t *testing.T) {
-	onlyVM(t, func(e *env) {
-		e.noErr(cluster.importImage(dindImage))
-		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: pod, annotations: {boxlite.kernel: net}}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 5
-  volumes: [{name: box, emptyDir: {}}]
-  initContainers:
-  - name: box
-    image: $IMAGE
-    command: [sh, -c, "mkdir /box/bin && cp -a /bin/busybox /bin/sh /bin/httpd /box/bin"]
-    resources: {limits: {cpu: 100m, memory: 64Mi}}
-    volumeMounts: [{name: box, mountPath: /box}]
-  containers:
-  - name: docker
-    image: $DIND
-    resources: {limits: {cpu: "1", memory: 768Mi}}
-    securityContext: {capabilities: {add: [ALL]}}
-    readinessProbe: {exec: {command: [test, -S, /var/run/docker.sock]}, periodSeconds: 5, timeoutSeconds: 30} # less work than a client
-    volumeMounts: [{name: box, mountPath: /box}]
-  - name: plain
-    image: $IMAGE
-    command: [sleep, "10000"]
-    resources: {limits: {cpu: 100m, memory: 64Mi}}
-    securityContext: {capabilities: {drop: [ALL]}}
-`)
-		e.ok("wait", "pod/pod", "--for", "condition=Ready", "--timeout", (3 * patience).String()) // dockerd starts slowly in an emulated VM
-		e.in("pod", "docker", `tar -C /box -c . | docker import - box >/dev/null
-docker run --detach --publish 8080:80 box /bin/sh -c '/bin/busybox mkdir /www; echo inner >/www/index.html; exec httpd -f -p 80 -h /www'`)
-		e.becomes("a page of the inner container, by its published port in the pod", "inner", func() string {
-			return e.in("pod", "plain", "wget -qO- http://127.0.0.1:8080/ 2>&1; true")
-		})
-		e.wantPart("capabilities of the neighbour", e.in("pod", "plain", "cat /proc/self/status"), "CapEff:\t0000000000000000\n")
-		e.want("the inner processes that the neighbour sees", e.in("pod", "plain", "pidof dockerd | wc -w; ls /sys/fs/cgroup | grep -c docker; true"), "0\n0")
-	})
 }
