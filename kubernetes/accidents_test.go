@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -92,8 +93,10 @@ spec:
 		rest(starts)
 		e.becomes("what the VM's processes have after the last start", first, e.processes)
 		for i := range crashing {
-			if began := e.in("pod", "steady", fmt.Sprintf("wc -l </data/%d", i)); began < fmt.Sprint(starts) {
-				e.Errorf("crashing%d has begun %s times, want %d at least", i, began, starts)
+			began, err := strconv.Atoi(e.in("pod", "steady", fmt.Sprintf("wc -l </data/%d", i)))
+			e.noErr(err)
+			if began < starts {
+				e.Errorf("crashing%d has begun %d times, want %d at least", i, began, starts)
 			}
 			e.want(fmt.Sprint("exit code of crashing", i), e.status("pod", fmt.Sprint("crashing", i), ".lastState.terminated.exitCode"), fmt.Sprint(i))
 		}
