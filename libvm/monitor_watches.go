@@ -45,6 +45,10 @@ func (m *monitor) followFiles() {
 			m.log.Debug("follow the guest's watches", "error", err)
 			return
 		}
+		if len(news.Added)+len(news.Gone) == 0 && !news.TooMany {
+			m.log.Debug("follow the guest's watches", "error", "a reply without news")
+			return
+		}
 		f.follow(news)
 		select {
 		case <-m.lost:

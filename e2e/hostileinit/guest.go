@@ -99,6 +99,11 @@ func (g *guest) honest(req guestproto.Request) (body any, open bool) {
 		return nil, true
 	case guestproto.OpAccept:
 		select {} // nobody ever connects here
+	case guestproto.OpWatches:
+		if g.behaviour.name != "extra-data" {
+			select {} // nothing is ever watched here
+		}
+		return guestproto.WatchesReply{Gone: []int{1}}, false // so that the host asks again at once
 	case guestproto.OpWait:
 		p := g.process(decode[guestproto.WaitRequest](req.Body).Process)
 		<-p.ended
