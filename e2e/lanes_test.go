@@ -42,8 +42,8 @@ var alone = []string{
 	"TestNetworkConnectWhilePaused", "TestNetworkMoves", "TestNineInterfaces", "TestPodmanNetworkConnect", "TestPodmanNetworkReload",
 }
 
-// secondTries is how many failed tests of a run in several lanes are run once more, each alone. More than that is no chance,
-// and fails the run.
+// secondTries is how many tests of a run in several lanes are run once more, each alone, if runc alone has failed in them: what is
+// tested is not runc. More than that is no chance, and fails the run.
 const secondTries = 3
 
 // laneCount reads E2E_LANES; without it there is a lane for each processor.
@@ -125,13 +125,20 @@ func (l *lane) start() error {
 	return l.cmd.Start()
 }
 
-// run has the lane run what the pattern chooses and writes its lines to w. The error is errTestsFailed or errLaneEnded.
+// run has the lane run what the pattern chooses and writes its lines to w. The error is errTestsFailed,
+// errRuncFailed or errLaneEnded.
 func (l *lane) run(pattern string, timeLeft time.Duration, w io.Writer) error {
 	if _, err := fmt.Fprintf(l.orders, "%s %s\n", timeLeft, pattern); err != nil {
 		return fmt.Errorf("%w: %w", errLaneEnded, err)
 	}
+	runc, other := false, false // have subtests that failed
 	for {
 		line, err := l.output.ReadString('\n')
+		if name, failed := strings.CutPrefix(strings.TrimSpace(line), "--- FAIL: "); failed && strings.Contains(name, "/") {
+			name, _, _ = strings.Cut(name, " ")
+			ofRunc := slices.Contains(strings.Split(name, "/"), "runc")
+			runc, other = runc || ofRunc, other || !ofRunc
+		}
 		text, code, ended := strings.Cut(line, laneEnd)
 		if verdict := strings.Trim(text, "\x16\n"); verdict != "PASS" && verdict != "FAIL" { // of the order, not of the run
 			if _, err := io.WriteString(w, text); err != nil {
@@ -141,6 +148,8 @@ func (l *lane) run(pattern string, timeLeft time.Duration, w io.Writer) error {
 		switch {
 		case ended && code == "0\n":
 			return nil
+		case ended && runc && !other:
+			return fmt.Errorf("%w: %s", errRuncFailed, pattern)
 		case ended:
 			return fmt.Errorf("%w: %s", errTestsFailed, pattern)
 		case err != nil:
@@ -151,6 +160,7 @@ func (l *lane) run(pattern string, timeLeft time.Duration, w io.Writer) error {
 
 var (
 	errTestsFailed = errors.New("tests failed")
+	errRuncFailed  = errors.New("tests failed with runc alone")
 	errLaneEnded   = errors.New("the lane has ended")
 )
 
@@ -182,7 +192,7 @@ type lanes struct {
 	all     []*lane
 	giveUp  time.Time // zero: never
 	mu      sync.Mutex
-	failed  []string // patterns whose tests failed
+	failed  []string // patterns whose tests failed with runc alone
 	errs    []error  // what else went wrong
 	stopped bool
 }
@@ -219,14 +229,14 @@ func (s *lanes) run(n int, patterns []string) {
 	}
 }
 
-// runFailedAgain runs each pattern that failed once more, alone, if they are few. It names those that pass then: each is a
-// defect of boxlite, of the test or of the runtime it compares with, that only some runs show.
+// runFailedAgain runs each pattern that failed with runc alone once more, alone, if they are few. It names those that pass then:
+// each is a defect of the test, of the engine or of runc that only some runs show.
 func (s *lanes) runFailedAgain() {
 	failed := s.failed
-	if len(failed) == 0 || len(failed) > secondTries || s.isStopped() {
+	if len(failed) == 0 || len(failed) > secondTries || len(s.errs) > 0 || s.isStopped() {
 		return
 	}
-	fmt.Printf("=== failed, now once more and alone: %s\n", strings.Join(failed, " "))
+	fmt.Printf("=== failed with runc, now once more and alone: %s\n", strings.Join(failed, " "))
 	s.failed = nil
 	s.run(1, failed)
 	for _, p := range failed {
@@ -267,7 +277,7 @@ func (s *lanes) note(pattern string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case errors.Is(err, errTestsFailed):
+	case errors.Is(err, errRuncFailed):
 		s.failed = append(s.failed, pattern)
 	case err != nil:
 		s.errs = append(s.errs, err)

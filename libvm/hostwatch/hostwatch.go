@@ -121,6 +121,9 @@ func (w *Watcher) add(number int, dir, below string, mask uint32) error {
 	defer func() { _ = unix.Chdir("/") }() // so that no mount is in use
 	w.mu.Lock()                            // before its first event is read
 	defer w.mu.Unlock()
+	if _, known := w.watches[number]; known { // else a guest could have numbers grow without end
+		return &os.PathError{Op: "watch", Path: name, Err: os.ErrExist}
+	}
 	var wd int
 	closed := w.raw.Control(func(fd uintptr) {
 		wd, err = unix.InotifyAddWatch(int(fd), base, mask|unix.IN_DONT_FOLLOW|unix.IN_MASK_ADD)

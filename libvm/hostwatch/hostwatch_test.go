@@ -84,6 +84,9 @@ func TestTwoNumbersOfAFile(t *testing.T) {
 	must(t, w.Add(2, dir, "", unix.IN_CREATE|unix.IN_DELETE))
 	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600))
 	w.want(t, "1:create:f 2:create:f")
+	if err := w.Add(2, dir, "", unix.IN_DELETE); !errors.Is(err, os.ErrExist) || w.Len() != 2 || len(w.numbers) != 1 {
+		t.Errorf("Add of a number in use = %v, %d watches, %v", err, w.Len(), w.numbers)
+	}
 	w.Remove(1)
 	must(t, os.Remove(filepath.Join(dir, "f")))
 	w.want(t, "2:delete:f")
