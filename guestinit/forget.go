@@ -1,10 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 )
@@ -13,7 +14,7 @@ import (
 // as an inode with pages cannot be forgotten. The host asks for it when it may have
 // many files open for the guest.
 func (s *server) forget(req *guestproto.ForgetRequest) (any, error) {
-	before, err := countInodes()
+	before, err := countFiles()
 	if err != nil {
 		return nil, err
 	}
@@ -24,22 +25,26 @@ func (s *server) forget(req *guestproto.ForgetRequest) (any, error) {
 	if err := writeFile("/proc/sys/vm/drop_caches", "3"); err != nil {
 		return nil, err
 	}
-	r.After, err = countInodes()
+	r.After, err = countFiles()
 	return r, err
 }
 
-// countInodes is how many inodes the kernel has in memory, of all file systems
-// (Documentation/admin-guide/sysctl/fs.rst, inode-nr).
-func countInodes() (int, error) {
-	const file = "/proc/sys/fs/inode-nr"
-	text, err := os.ReadFile(file)
+// countFiles is how many descriptors the host's virtiofsd has for this kernel: for inodes
+// in memory and open files (kernels/patches/fuse-server-held.patch). A kernel without the
+// patch counts only the inodes of all file systems (Documentation/admin-guide/sysctl/fs.rst,
+// inode-nr).
+func countFiles() (int, error) {
+	held, err := openShareControl("held", unix.O_RDONLY)
+	if errors.Is(err, os.ErrNotExist) {
+		held, err = os.Open("/proc/sys/fs/inode-nr")
+	}
 	if err != nil {
 		return 0, err
 	}
-	first, _, _ := strings.Cut(string(text), "\t")
-	n, err := strconv.Atoi(strings.TrimSpace(first))
-	if err != nil {
-		return 0, fmt.Errorf("%s: %q", file, text)
+	defer held.Close()
+	var n int
+	if _, err := fmt.Fscan(held, &n); err != nil {
+		return 0, fmt.Errorf("%s: %w", held.Name(), err)
 	}
 	return n, nil
 }

@@ -123,7 +123,7 @@ func (w *watches) open() (err error) {
 	if w.control != nil {
 		return nil
 	}
-	control, err := openShareEvents()
+	control, err := openShareControl("events", unix.O_RDWR)
 	if err != nil {
 		return err
 	}
@@ -134,33 +134,6 @@ func (w *watches) open() (err error) {
 	w.files, w.byNumber, w.byWd = map[shareFile]*watchedFile{}, map[int]*watchedFile{}, map[int]*watchedFile{}
 	w.recent = map[change]time.Time{}
 	return nil
-}
-
-// openShareEvents opens the share's file in fusectl, which is mounted nowhere for that.
-func openShareEvents() (*os.File, error) {
-	var share unix.Stat_t
-	if err := unix.Stat(guestproto.ShareDir, &share); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: guestproto.ShareDir, Err: err}
-	}
-	fs, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("fusectl: %w", err)
-	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return nil, fmt.Errorf("fusectl: %w", err)
-	}
-	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("fusectl: %w", err)
-	}
-	defer unix.Close(mount)
-	name := fmt.Sprintf("%d/events", unix.Minor(share.Dev))
-	fd, err := unix.Openat(mount, name, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: "fusectl: " + name, Err: err}
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }
 
 // mostPathBytes bounds the paths of a reply, which are longer on the wire.

@@ -182,8 +182,8 @@ type LookRequest struct {
 	Paths []string `json:"paths"` // below ShareDir
 }
 
-// ForgetReply says how many files the guest's kernel knew before, and knows now.
-// Files of all file systems count.
+// ForgetReply says how many files of the share the guest's kernel knew and had open
+// before, and has now. With Debian's kernel those of all file systems count.
 type ForgetReply struct {
 	Before int `json:"before"`
 	After  int `json:"after"`
