@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -250,5 +251,33 @@ func TestLimitsOfTheKernel(t *testing.T) {
 				e.Errorf("%s = %q, want at least the host's %d", name, got[name], host)
 			}
 		}
+	})
+}
+
+// A process may take its oom_score_adj back to what it was before the runtime raised it, where the runtime itself lacks the
+// capability by which the score becomes a floor. So a runc inside can start containers with a lower score than its own.
+func TestOOMScoreFloor(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		bound, err := capability.GetBound(capability.CAP_SYS_RESOURCE)
+		h.noErr(err)
+		want := "lowered\n0\n"
+		if bound {
+			want = "held\n345\n"
+		}
+		const lower = "(echo 0 >/proc/self/oom_score_adj) 2>/dev/null && echo lowered || echo held; echo 0 2>/dev/null >/proc/$$/oom_score_adj; cat /proc/$$/oom_score_adj"
+		c := h.create(h.bundle("floor", lower+"; exec probe signals", func(s *specs.Spec) {
+			s.Process.OOMScoreAdj = new(345)
+		}))
+		c.start()
+		h.expect(c.out, want+"ready\n")
+		r := h.cmd("exec", c.id, "sh", "-c", "echo -1 >/proc/self/oom_score_adj")
+		if r.code == 0 {
+			h.Error("a process without CAP_SYS_RESOURCE has a score below 0")
+		}
+		process := filepath.Join(workDir, "process.json")
+		h.noErr(os.WriteFile(process, []byte(`{"args": ["sh", "-c", "`+lower+`"], "env": ["PATH=/bin"], "cwd": "/", "oomScoreAdj": 345}`), 0o600))
+		h.want("stdout of exec", h.must("exec", "--process", process, c.id), want)
+		h.must("delete", "--force", c.id)
 	})
 }

@@ -35,6 +35,8 @@ type container struct {
 	nullStdin bool
 	// plainNewlines is for the init's terminal.
 	plainNewlines bool
+	// oomScoreFloor is that of CreateRequest.
+	oomScoreFloor bool
 	// procs counts the proc mounts that have been made.
 	procs int
 	// steps records how it is built; nil for nobody wants to know.
@@ -61,6 +63,7 @@ func createContainer(children *reaper, ground *groundwork, req *guestproto.Creat
 	c := &container{
 		id: req.ID, spec: req.Spec, filter: req.Seccomp, submounts: req.Submounts, joins: joins, children: children, steps: steps, execs: map[string]*process{},
 		cgroup: ground.cgroup, devices: ground.filter, oom: ground.oom, init: ground.init, null: ground.null, nullStdin: req.NullStdin, plainNewlines: req.PlainNewlines,
+		oomScoreFloor: req.OOMScoreFloor,
 	}
 	if err := c.checkSpec(); err != nil {
 		return c, err

@@ -69,7 +69,7 @@ func (c *container) startExec(p *process, req *guestproto.ExecRequest) (pid int,
 		return 0, err
 	}
 	pid = int(p.script.head.result[0])
-	if err := setOOMScore(p.pid, req.Process.OOMScoreAdj); err != nil {
+	if err := c.setOOMScore(p.pid, req.Process.OOMScoreAdj); err != nil {
 		return 0, err
 	}
 	if err := p.proceed(); err != nil {

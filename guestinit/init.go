@@ -56,7 +56,7 @@ func (c *container) takeInit() (err error) {
 			return err
 		}
 	}
-	if err := setOOMScore(c.init.pid, process.OOMScoreAdj); err != nil {
+	if err := c.setOOMScore(c.init.pid, process.OOMScoreAdj); err != nil {
 		return err
 	}
 	if err := c.init.awaitReport(); err != nil {
@@ -90,13 +90,28 @@ func forkWaiting(children *reaper, group *cgroup, flags uint64, memory, procs in
 	return p, p.fork(children, flags, group.fd)
 }
 
-// setOOMScore gives a process its score; it is born with guestinit's own.
-func setOOMScore(pid int, score *int) error {
+// setOOMScore gives a process its score; it is born with guestinit's own. What is
+// written with CAP_SYS_RESOURCE is the process's floor as well (proc(5)).
+func (c *container) setOOMScore(pid int, score *int) error {
 	value := 0
 	if score != nil {
 		value = *score
 	}
-	return writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), strconv.Itoa(value))
+	set := func(value int) error {
+		return writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), strconv.Itoa(value))
+	}
+	if c.oomScoreFloor || value <= 0 {
+		return set(value)
+	}
+	if err := set(0); err != nil {
+		return err
+	}
+	return onThread(func() error {
+		if err := setEffective(allCapabilities &^ (1 << unix.CAP_SYS_RESOURCE)); err != nil {
+			return err
+		}
+		return set(value)
+	})
 }
 
 // settle appends the init's first steps: it takes its descriptors, drops every

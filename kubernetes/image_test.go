@@ -18,6 +18,9 @@ const (
 	busybox = "/usr/bin/busybox"
 	// image has busybox, and e2e/probe for what a shell cannot do.
 	image = "localhost/box:1"
+	// dockerImage is that of ../images/dind: Debian's Docker.
+	dockerImage = "localhost/docker:1"
+	dockerLayer = "docker.tar"
 	// pauseImage is that of a pod's sandbox. Its shell reaps what it is given, as a pause has to for containers that have
 	// their processes in common.
 	pauseImage = "localhost/pause:1"
@@ -42,27 +45,35 @@ tar -C rootfs --owner 0 --group 0 -cf box.tar .`, busybox)
 	if err != nil {
 		return fmt.Errorf("make the root file system: %w", err)
 	}
-	digest, err := digestOf(filepath.Join(dir, "box.tar"))
+	return errors.Join(
+		writeImage(dir, image, "box.tar", map[string]any{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}}),
+		writeImage(dir, pauseImage, "box.tar", map[string]any{"Cmd": []string{"sh", "-c", "trap : TERM INT; tail -f /dev/null & wait"}, "Env": []string{"PATH=/bin"}}),
+	)
+}
+
+// writeImage writes an image of one layer, which is in the directory too.
+func writeImage(dir, name, layer string, config map[string]any) error {
+	digest, err := digestOf(filepath.Join(dir, layer))
 	if err != nil {
 		return err
 	}
-	for name, cmd := range map[string][]string{
-		image:      {"sh"},
-		pauseImage: {"sh", "-c", "trap : TERM INT; tail -f /dev/null & wait"},
-	} {
-		err := errors.Join(
-			writeJSON(filepath.Join(dir, "config.json"), map[string]any{
-				"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{"Cmd": cmd, "Env": []string{"PATH=/bin"}},
-				"rootfs": map[string]any{"type": "layers", "diff_ids": []string{digest}},
-			}),
-			writeJSON(filepath.Join(dir, "manifest.json"), []map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"box.tar"}}}),
-			script(dir, `tar -cf "$1" manifest.json config.json box.tar`, archiveOf(name)),
-		)
-		if err != nil {
-			return err
-		}
+	return errors.Join(
+		writeJSON(filepath.Join(dir, "config.json"), map[string]any{
+			"architecture": runtime.GOARCH, "os": "linux", "config": config, "rootfs": map[string]any{"type": "layers", "diff_ids": []string{digest}},
+		}),
+		writeJSON(filepath.Join(dir, "manifest.json"), []map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{layer}}}),
+		script(dir, `tar --dereference -cf "$1" manifest.json config.json "$2"`, archiveOf(name), layer),
+	)
+}
+
+// linkDocker builds the layer of dockerImage, if the cache has none, and links it into a directory.
+func linkDocker(dir string) error {
+	out, err := exec.Command("../images/build.sh", "dind").Output()
+	if err != nil {
+		return fmt.Errorf("build the image of Docker: %w", err)
 	}
-	return nil
+	words := strings.Fields(string(out))
+	return os.Symlink(words[len(words)-1], filepath.Join(dir, dockerLayer))
 }
 
 // archiveOf is the name of an image's archive. To tar a name with a colon is a host's.

@@ -154,6 +154,53 @@ spec:
 	})
 }
 
+// dockerd runs in a member of a pod that has all capabilities, and containers in it have networks and ports. The neighbour has
+// no capability, and reaches the ports as those of the pod.
+func TestDockerInPod(t *testing.T) {
+	onlyVM(t, func(e *env) {
+		images := cluster.path("images")
+		e.noErr(writeImage(images, dockerImage, dockerLayer, map[string]any{"Entrypoint": []string{"dind"}}))
+		e.noErr(cluster.importImage(dockerImage))
+		e.apply(strings.ReplaceAll(`
+apiVersion: v1
+kind: Pod
+metadata: {name: pod, annotations: {boxlite.kernel: net}}
+spec:
+  runtimeClassName: $RUNTIME
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: docker, emptyDir: {}}]
+  containers:
+  - name: docker
+    image: %DOCKER
+    securityContext: {capabilities: {add: [ALL]}}
+    volumeMounts: [{name: docker, mountPath: /var/lib/docker}]
+  - name: plain
+    image: $IMAGE
+    command: [sleep, "10000"]
+    securityContext: {runAsUser: 1000, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+`, "%DOCKER", dockerImage))
+		e.ready("pod")
+		// On a busy machine dockerd may give its containerd up, and kubelet starts it again.
+		e.noErr(eventually(3*patience, "dockerd is up", func() error {
+			log := e.ok("logs", "pod", "--container", "docker")
+			if !strings.Contains(log, "API listen on") {
+				return errors.New(log)
+			}
+			return nil
+		}))
+		e.want("containers of Docker", e.in("pod", "docker", `
+mkdir -p /box/bin; for applet in busybox sh echo httpd wget ip cat; do ln /bin/busybox /box/bin/$applet 2>/dev/null || cp /bin/busybox /box/bin/$applet; done
+tar -C /box -c . | docker import - box >/dev/null
+docker run --rm box echo hello
+docker run --rm --memory 32m --network none box cat /sys/fs/cgroup/memory.max
+docker run --detach --publish 8080:80 box sh -c 'echo page >/index.html; exec httpd -f -p 80 -h /' >/dev/null
+until busybox wget -qO- http://127.0.0.1:8080/ 2>/dev/null; do sleep 0.2; done`), "hello\n33554432\npage")
+		e.want("the port, by the neighbour", e.in("pod", "plain", "wget -qO- http://127.0.0.1:8080/"), "page")
+		e.want("what the neighbour may do", e.in("pod", "plain", "grep CapEff /proc/self/status; ls -d /var/lib/docker 2>&1; true"),
+			"CapEff:\t0000000000000000\nls: /var/lib/docker: No such file or directory")
+	})
+}
+
 // An ordinary user in a pod reads and writes what its fsGroup lets it, and nothing else.
 func TestSecurityContext(t *testing.T) {
 	eachRuntime(t, func(e *env) {

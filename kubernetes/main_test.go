@@ -69,6 +69,9 @@ func outside() (err error) {
 	if err := writeImages(filepath.Join(work, "images")); err != nil {
 		return err
 	}
+	if err := linkDocker(filepath.Join(work, "images")); err != nil {
+		return err
+	}
 	build := exec.Command("./build.sh")
 	build.Stderr = os.Stderr
 	programs, err := build.Output()

@@ -429,7 +429,7 @@ func (c *creation) join(conn *net.UnixConn) (*execSession, error) {
 	req := controlRequest{Op: controlJoin, Member: c.cfg.ID, Trace: c.cfg.Trace, Join: &joinParams{
 		Create: guestproto.CreateRequest{
 			ID: c.cfg.ID, Spec: p.Guest, DeviceFilter: p.DeviceFilter, Seccomp: p.Seccomp, Submounts: p.Submounts(), Joins: p.Joins,
-			PlainNewlines: c.cfg.PlainNewlines,
+			PlainNewlines: c.cfg.PlainNewlines, OOMScoreFloor: p.OOMScoreFloor,
 		},
 		State: c.cfg.State, MemoryMiB: p.Shape.MemoryMiB,
 	}}

@@ -340,6 +340,7 @@ func (m *monitor) buildContainer() error {
 	req := guestproto.CreateRequest{
 		ID: m.cfg.ID, Spec: m.cfg.Plan.Guest, DeviceFilter: m.cfg.Plan.DeviceFilter, Seccomp: m.cfg.Plan.Seccomp,
 		KernelParameters: m.cfg.Plan.KernelParameters, Submounts: m.cfg.Plan.Submounts(), Sockets: m.shownSockets(), NullStdin: m.own.stdio.Stdin == nil, PlainNewlines: m.cfg.PlainNewlines,
+		OOMScoreFloor: m.cfg.Plan.OOMScoreFloor,
 	}
 	err := m.guest.create(req, m.steps, m.vmm.BootTimeout())
 	netErr := <-networked // whatever has become of the container: nobody else may have the network meanwhile

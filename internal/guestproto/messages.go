@@ -228,6 +228,9 @@ type CreateRequest struct {
 	// PlainNewlines has the terminal leave a newline as it is: another one, whose
 	// reader the host is, makes of it what it takes.
 	PlainNewlines bool `json:"plainNewlines,omitempty"`
+	// OOMScoreFloor has only a process with CAP_SYS_RESOURCE go below the oom_score_adj
+	// that it began with. Without it all may go back to 0.
+	OOMScoreFloor bool `json:"oomScoreFloor,omitempty"`
 	// Trace asks for the steps in the reply; without it there is none.
 	Trace bool `json:"trace,omitempty"`
 }

@@ -48,6 +48,11 @@ type HostFacts struct {
 	PodMemoryLimit int64
 }
 
+// mayExceedLimits says that create has CAP_SYS_RESOURCE.
+func (f *HostFacts) mayExceedLimits() bool {
+	return f.UID == 0 && !f.UserNamespace && !f.WithheldCapabilities["CAP_SYS_RESOURCE"]
+}
+
 // Source is what the host has where a bind mount's source points.
 type Source struct {
 	Kind SourceKind

@@ -105,6 +105,9 @@ type Plan struct {
 	Scratch *Scratch `json:",omitempty"`
 	// Sockets are those of the host that the container may connect to.
 	Sockets HostSockets `json:",omitzero"`
+	// OOMScoreFloor is that of guestproto.CreateRequest: the host's kernel makes a floor
+	// of what a runtime with CAP_SYS_RESOURCE writes.
+	OOMScoreFloor bool `json:",omitempty"`
 	// Nodes says that device nodes are made in the share.
 	Nodes bool `json:",omitempty"`
 	// Binds fill the share, the container's rootfs first.

@@ -19,7 +19,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Guest: guest, KernelParameters: host.KernelParameters}
+	p := &Plan{Guest: guest, KernelParameters: host.KernelParameters, OOMScoreFloor: host.mayExceedLimits()}
 	if err := p.shape(spec, host, over); err != nil {
 		return nil, err
 	}
