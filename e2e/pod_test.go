@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -342,5 +343,65 @@ func TestPodMountsMadeLater(t *testing.T) {
 		look("")
 		p.wantUnused(p.sandbox.pid, late.Dev)
 		p.must("delete", "--force", c.id)
+	})
+}
+
+// What the host changes is told to the member that watches it: in its own files, in a volume that it has in common with another,
+// and in that one's absence.
+func TestPodFileEvents(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		common, conf := e.diskDir(), filepath.Join(e.diskDir(), "conf")
+		p.noErr(os.WriteFile(conf, []byte("old"), 0o644))
+		with := func(mounts ...specs.Mount) func(*specs.Spec) {
+			return func(s *specs.Spec) { s.Mounts = append(s.Mounts, mounts...) }
+		}
+		bind := func(source, destination string) specs.Mount {
+			return specs.Mount{Destination: destination, Type: "bind", Source: source, Options: []string{"rbind", "rprivate"}}
+		}
+		goes := p.create(p.member("goes", "exec probe watch /v", ipcAndUTS, with(bind(common, "/v"))))
+		stays := p.create(p.member("stays", "exec probe watch /w /conf /home", ipcAndUTS, with(bind(common, "/w"), bind(conf, "/conf"))))
+		marks := 0
+		// told waits until the members are told of a change that is made again and again: a VM's host comes to know of a
+		// watch shortly after it was made.
+		told := func(dir string, members map[*created]string) {
+			p.Helper()
+			p.noErr(waitFor("events of "+dir, func() bool {
+				marks++
+				name := "mark-" + itoa(marks)
+				p.noErr(os.Mkdir(filepath.Join(dir, name), 0o700))
+				defer func() { p.noErr(os.Remove(filepath.Join(dir, name))) }()
+				for giveUp := time.Now().Add(time.Second); time.Now().Before(giveUp); time.Sleep(20 * time.Millisecond) {
+					missing := 0
+					for c, inside := range members {
+						if !strings.Contains(c.out.sofar(), "mkdir "+inside+"/"+name+"\n") {
+							missing++
+						}
+					}
+					if missing == 0 {
+						return true
+					}
+				}
+				return false
+			}))
+		}
+		for _, c := range []*created{goes, stays} {
+			c.start()
+			p.expect(c.out, "watching\n")
+		}
+		told(common, map[*created]string{goes: "/v", stays: "/w"})
+		told(stays.bundle.rootfs("home"), map[*created]string{stays: "/home"})
+		p.noErr(os.WriteFile(conf, []byte("newer"), 0o644))
+		p.expect(stays.out, "modify /conf\n")
+		p.noErr(os.WriteFile(filepath.Join(common, "file"), []byte("x"), 0o644))
+		p.expect(goes.out, "create /v/file\nmodify /v/file\nclose /v/file\n")
+		p.expect(stays.out, "create /w/file\nmodify /w/file\nclose /w/file\n")
+
+		p.must("delete", "--force", goes.id)
+		told(common, map[*created]string{stays: "/w"})
+		later := p.create(p.member("later", "exec probe watch /x", ipcAndUTS, with(bind(common, "/x"))))
+		later.start()
+		p.expect(later.out, "watching\n")
+		told(common, map[*created]string{stays: "/w", later: "/x"})
 	})
 }

@@ -94,6 +94,10 @@ func TestPodmanPod(t *testing.T) {
 		e.want("the second", e.ok(run("two", fetch+"; hostname; "+reach+"; ls /www 2>&1; touch /mnt/of-two", "--rm", "--cap-add", "NET_RAW", "-v", volume+":/mnt")...),
 			"page\npod\npinged\nls: /www: No such file or directory")
 		e.want("volume", e.ok("exec", "one", "ls", "/mnt"), "of-two")
+		events := e.watch("one", volume, "/mnt")
+		e.noErr(os.Remove(filepath.Join(volume, "of-two")))
+		e.want("events of the volume", events.told(), "delete /mnt/of-two\n")
+		events.kill()
 		e.ok(run("three", "echo shared >/dev/shm/file; trap exit TERM; sleep 1000 & wait", "-d")...)
 		e.want("shared memory", e.ok("exec", "one", "sh", "-c", "until cat /dev/shm/file 2>/dev/null; do usleep 100000; done"), "shared")
 		if e.rt.isVM() {

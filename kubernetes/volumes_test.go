@@ -83,7 +83,7 @@ spec:
 	})
 }
 
-// What changes in a ConfigMap shows in pods that run, all of it at once.
+// What changes in a ConfigMap shows in pods that run, all of it at once, and is told to those who watch it.
 func TestConfigMapUpdate(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		set := func(value string) {
@@ -99,8 +99,8 @@ spec:
   terminationGracePeriodSeconds: 1
   volumes: [{name: config, configMap: {name: config}}]
   containers:
-  - {name: one, image: $IMAGE, command: [sleep, "10000"], volumeMounts: [{name: config, mountPath: /config}]}
-  - {name: two, image: $IMAGE, command: [sleep, "10000"], volumeMounts: [{name: config, mountPath: /config}]}
+  - {name: one, image: $IMAGE, command: [probe, watch, /config], volumeMounts: [{name: config, mountPath: /config}]}
+  - {name: two, image: $IMAGE, command: [probe, watch, /config], volumeMounts: [{name: config, mountPath: /config}]}
 `)
 		e.ready("pod")
 		for _, container := range []string{"one", "two"} {
@@ -109,6 +109,8 @@ spec:
 		set("after")
 		for _, container := range []string{"one", "two"} {
 			e.becomes("the value in "+container, "after", func() string { return e.in("pod", container, "cat /config/value") })
+			// kubelet renames a link over another.
+			e.wantPart("events in "+container, e.ok("logs", "pod", "--container", container), "to /config/..data #")
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -438,8 +439,13 @@ func (c *creation) join(conn *net.UnixConn) (*execSession, error) {
 		stdio, tty = c.own.stdio, c.own.stdio.Stdin
 	}
 	files := handedOver(stdio, tty)
+	root, err := openRoot() // the member's: by it the monitor watches files
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
 	joined := c.steps.Begin("have the pod's VM make the container")
-	reply, err := askControl(conn, req, files...)
+	reply, err := askControl(conn, req, append(slices.Clip(files), root)...)
 	joined()
 	if err != nil {
 		return nil, err

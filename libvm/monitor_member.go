@@ -90,15 +90,18 @@ func (m *monitor) join(conn *net.UnixConn, req *controlRequest, files []*os.File
 		return controlReply{Error: toControlError(err)}.send(conn)
 	}
 	p := req.Join
-	if p == nil || p.Create.Spec == nil || p.Create.Spec.Process == nil || req.Member == "" || len(files) != stdioCount(p.Create.Spec.Process) {
+	if p == nil || p.Create.Spec == nil || p.Create.Spec.Process == nil || req.Member == "" || p.Create.Spec.Root == nil || len(files) != stdioCount(p.Create.Spec.Process)+1 {
 		return refuse(errors.New("join: malformed request"))
 	}
 	t := newTenant(m)
+	t.showFiles(files[len(files)-1], p.Create.Spec)
 	t.guest, t.state, t.hooks = m.guest.in(req.Member), p.State, p.Create.Spec.Hooks != nil
 	t.stdio = Stdio{Stdin: files[0], Stdout: files[1]}
 	if !p.Create.Spec.Process.Terminal {
 		t.stdio = pipes(files[0], files[1], files[2])
 	}
+	defer t.hideFiles()
+	files = files[:len(files)-1]
 	if err := m.admit(req.Member, t); err != nil {
 		return refuse(err)
 	}

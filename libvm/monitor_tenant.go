@@ -36,6 +36,7 @@ type tenant struct {
 	oom       oomCount
 	needMiB   int // of memory that the VM has for it; the pod's lock guards it
 
+	shown   shownFiles    // the monitor's lock guards it
 	givenUp chan struct{} // of a member: closed when SIGKILL has not ended it
 }
 

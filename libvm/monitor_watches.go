@@ -3,23 +3,24 @@ package libvm
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
 	"github.com/boxlite-oci/boxlite/libvm/fault"
 	"github.com/boxlite-oci/boxlite/libvm/guesttext"
 	"github.com/boxlite-oci/boxlite/libvm/hostwatch"
-	"github.com/boxlite-oci/boxlite/libvm/plan"
 )
 
 // A program in the guest that watches a file hears what the guest does to it. What the
 // host does, the monitor hears: it watches the file as well, below its own root, which is
-// the container's.
+// the container's, or below that of a member's stand-in, which has given it away.
 
 const (
 	// watchesDelay is how long a container has run before the guest is asked what it
@@ -37,7 +38,14 @@ func (m *monitor) followFiles() {
 		return
 	case <-time.After(watchesDelay):
 	}
-	f := &fileFollower{monitor: m, shown: shownFiles(m.cfg.Plan)}
+	root, err := openRoot()
+	if err != nil {
+		m.log.Warn("what the host changes is not told to those who watch it in the container", "error", err)
+		return
+	}
+	m.own.showFiles(root, m.cfg.Plan.Guest)
+	defer m.own.hideFiles()
+	f := &fileFollower{monitor: m}
 	defer f.close()
 	for {
 		var news guestproto.WatchesReply
@@ -64,37 +72,91 @@ const watchesInterval = 50 * time.Millisecond
 // fileFollower watches on the host what the guest watches.
 type fileFollower struct {
 	*monitor
-	shown   []shownFile
 	watcher *hostwatch.Watcher // nil before the first watch
 	warned  bool               // of a file that cannot be watched
 }
 
-// shownFile is a place of the share that the container has as a mount, or as its root.
-type shownFile struct{ inShare, inContainer string }
+// shownFiles are the files of the share that a container has.
+type shownFiles struct {
+	root   *os.File // the container's on the host; nil when it has ended
+	places []shownPlace
+}
 
-// shownFiles lists the container's places of the share, the longest names first.
-func shownFiles(p *plan.Plan) []shownFile {
-	shown := []shownFile{{plan.RootfsName, "/"}}
-	for _, m := range p.Guest.Mounts {
-		if name, ok := strings.CutPrefix(m.Source, guestproto.ShareDir+"/"); ok {
-			shown = append(shown, shownFile{name, path.Join("/", m.Destination)})
+// shownPlace is a place of the share that the container has as a mount, or as its root.
+type shownPlace struct{ inShare, inContainer string }
+
+// openRoot opens the root of the calling process, for hostwatch.
+func openRoot() (*os.File, error) {
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: "/", Err: err}
+	}
+	return os.NewFile(uintptr(fd), "/"), nil
+}
+
+// placesOf lists the container's places of the share, the longest names first.
+func placesOf(guest *specs.Spec) (places []shownPlace) {
+	add := func(source, destination string) {
+		if name, ok := strings.CutPrefix(source, guestproto.ShareDir+"/"); ok {
+			places = append(places, shownPlace{name, path.Join("/", destination)})
 		}
 	}
-	slices.SortFunc(shown, func(a, b shownFile) int { return len(b.inShare) - len(a.inShare) })
-	return shown
+	add(guest.Root.Path, "/")
+	for _, m := range guest.Mounts {
+		add(m.Source, m.Destination)
+	}
+	slices.SortFunc(places, func(a, b shownPlace) int { return len(b.inShare) - len(a.inShare) })
+	return places
 }
 
 // locate finds a file of the share in the container.
-func locate(shown []shownFile, name string) (dir, below string, ok bool) {
-	for _, s := range shown {
-		if name == s.inShare {
-			return s.inContainer, "", true
+func (s shownFiles) locate(name string) (dir, below string, ok bool) {
+	for _, p := range s.places {
+		if name == p.inShare {
+			return p.inContainer, "", true
 		}
-		if below, ok := strings.CutPrefix(name, s.inShare+"/"); ok {
-			return s.inContainer, below, true
+		if below, ok := strings.CutPrefix(name, p.inShare+"/"); ok {
+			return p.inContainer, below, true
 		}
 	}
 	return "", "", false
+}
+
+// locate finds a file of the share in a container that has it. Members have volumes in
+// common: then it is any of them, as a watch outlives the way to its file. The caller
+// closes the root.
+func (f *fileFollower) locate(name string) (root *os.File, dir, below string, err error) {
+	containers := append(f.members(), f.own)
+	f.mu.Lock() // against hideFiles
+	defer f.mu.Unlock()
+	for _, c := range containers {
+		dir, below, ok := c.shown.locate(name)
+		if !ok || c.shown.root == nil {
+			continue
+		}
+		fd, err := unix.FcntlInt(c.shown.root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, "", "", os.NewSyscallError("fcntl", err)
+		}
+		return os.NewFile(uintptr(fd), "root"), dir, below, nil
+	}
+	return nil, "", "", nil
+}
+
+// showFiles lets the host's changes of the container's files be followed, and keeps root
+// until hideFiles.
+func (m *tenant) showFiles(root *os.File, guest *specs.Spec) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.shown = shownFiles{root, placesOf(guest)}
+}
+
+// hideFiles is for a container that has ended.
+func (m *tenant) hideFiles() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_ = m.shown.root.Close() // nothing was written
+	m.shown.root = nil
 }
 
 // follow watches what the guest watches now, and no longer what has gone.
@@ -122,11 +184,15 @@ func (f *fileFollower) warn(err error) {
 
 // add watches a file that the guest names.
 func (f *fileFollower) add(w guestproto.Watch) (err error) {
-	dir, below, ok := locate(f.shown, string(w.Path))
-	if !ok {
-		f.log.Debug("the guest watches what is not the container's own", "path", guesttext.Harmless(string(w.Path)))
+	root, dir, below, err := f.locate(string(w.Path))
+	if err != nil {
+		return err
+	}
+	if root == nil {
+		f.log.Debug("the guest watches what no container of its has", "path", guesttext.Harmless(string(w.Path)))
 		return nil
 	}
+	defer root.Close()
 	if f.watcher == nil {
 		if f.watcher, err = hostwatch.New(); err != nil {
 			return err
@@ -136,7 +202,7 @@ func (f *fileFollower) add(w guestproto.Watch) (err error) {
 	if f.watcher.Len() >= guestproto.MostWatches {
 		return errTooManyWatches
 	}
-	return f.watcher.Add(w.Number, dir, below, w.Mask&guestproto.WatchedEvents)
+	return f.watcher.Add(w.Number, root, dir, below, w.Mask&guestproto.WatchedEvents)
 }
 
 func (f *fileFollower) letGo(numbers []int) {

@@ -12,12 +12,12 @@ import (
 
 func TestLocate(t *testing.T) {
 	inShare := func(name string) string { return path.Join(guestproto.ShareDir, name) }
-	shown := shownFiles(&plan.Plan{Guest: &specs.Spec{Mounts: []specs.Mount{
+	shown := shownFiles{places: placesOf(&specs.Spec{Root: &specs.Root{Path: inShare(plan.RootfsName)}, Mounts: []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc"},
 		{Destination: "/v", Type: "bind", Source: inShare("mounts/1")},
 		{Destination: "etc/../conf", Type: "bind", Source: inShare("mounts/10")},
 		{Destination: "/v/in", Type: "bind", Source: inShare("mounts/1/sub")},
-	}}})
+	}})}
 	for _, c := range []struct{ name, dir, below string }{
 		{plan.RootfsName, "/", ""},
 		{plan.RootfsName + "/etc/hosts", "/", "etc/hosts"},
@@ -31,7 +31,7 @@ func TestLocate(t *testing.T) {
 		{"", "", ""},
 		{"/", "", ""},
 	} {
-		dir, below, ok := locate(shown, c.name)
+		dir, below, ok := shown.locate(c.name)
 		if dir != c.dir || below != c.below || ok != (c.dir != "") {
 			t.Errorf("locate(%q) = %q, %q, %v, want %q, %q", c.name, dir, below, ok, c.dir, c.below)
 		}

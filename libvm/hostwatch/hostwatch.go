@@ -2,8 +2,8 @@
 // in the guest that watch them there.
 //
 // The guest says which files. Whoever controls the container, or shares a volume with it,
-// changes paths meanwhile. So a path is walked to its descriptor, below the calling
-// process's root, which is the container's.
+// changes paths meanwhile. So a path is walked to its descriptor, below a root that the
+// caller has opened.
 package hostwatch
 
 import (
@@ -94,22 +94,22 @@ func (w *Watcher) work(ready chan<- error) {
 }
 
 // Add watches a file for events of the mask. Symbolic links on the way to dir are
-// followed, but for the kernel's own. None is followed on the further way below, which
+// followed below root, but for the kernel's own. None is followed on the further way below, which
 // is empty for dir itself. What Read gives of it has the number. One that is in use is
 // refused (os.ErrExist).
-func (w *Watcher) Add(number int, dir, below string, mask uint32) error {
+func (w *Watcher) Add(number int, root *os.File, dir, below string, mask uint32) error {
 	done := make(chan error, 1)
 	select {
-	case w.calls <- func() { done <- w.add(number, dir, below, mask) }:
+	case w.calls <- func() { done <- w.add(number, int(root.Fd()), dir, below, mask) }:
 		return <-done
 	case <-w.closed:
 		return os.ErrClosed
 	}
 }
 
-func (w *Watcher) add(number int, dir, below string, mask uint32) error {
+func (w *Watcher) add(number, root int, dir, below string, mask uint32) error {
 	name := path.Join(dir, below)
-	parent, base, err := walk(dir, below)
+	parent, base, err := walk(root, dir, below)
 	if err != nil {
 		return &os.PathError{Op: "watch", Path: name, Err: err}
 	}
@@ -146,29 +146,29 @@ func withLimit(name string, limit syscall.Errno, err error) error {
 
 // walk opens the directory to watch, with "." as the name in it, or the one that holds
 // the file to watch.
-func walk(dir, below string) (parent int, name string, err error) {
-	if parent, err = open(dir, below); !errors.Is(err, unix.ENOTDIR) {
+func walk(root int, dir, below string) (parent int, name string, err error) {
+	if parent, err = open(root, dir, below); !errors.Is(err, unix.ENOTDIR) {
 		return parent, ".", err
 	}
 	if below == "" {
-		parent, err = open(path.Dir(dir), "")
+		parent, err = open(root, path.Dir(dir), "")
 		return parent, path.Base(dir), err
 	}
-	parent, err = open(dir, path.Dir(below))
+	parent, err = open(root, dir, path.Dir(below))
 	return parent, path.Base(below), err
 }
 
-func open(dir, below string) (int, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
+func open(root int, dir, below string) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	if below == "" || below == "." {
-		return unix.Openat2(unix.AT_FDCWD, dir, &how)
+		return unix.Openat2(root, dir, &how)
 	}
-	top, err := unix.Openat2(unix.AT_FDCWD, dir, &how)
+	top, err := unix.Openat2(root, dir, &how)
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(top)
-	how.Resolve |= unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS
+	how.Resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS
 	return unix.Openat2(top, below, &how)
 }
 

@@ -24,6 +24,15 @@ func newWatcher(t *testing.T) *Watcher {
 	return w
 }
 
+// at watches below the machine's own root.
+func (w *Watcher) at(t *testing.T, number int, dir, below string, mask uint32) error {
+	t.Helper()
+	root, err := os.Open("/")
+	must(t, err)
+	defer root.Close()
+	return w.Add(number, root, dir, below, mask)
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -56,12 +65,12 @@ func (w *Watcher) want(t *testing.T, want string) []guestproto.FileEvent {
 func TestEvents(t *testing.T) {
 	dir, w := t.TempDir(), newWatcher(t)
 	must(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
-	must(t, w.Add(7, dir, "sub", guestproto.WatchedEvents))
+	must(t, w.at(t, 7, dir, "sub", guestproto.WatchedEvents))
 	file := filepath.Join(dir, "sub", "f")
 	must(t, os.WriteFile(file, []byte("x"), 0o600))
 	w.want(t, "7:create:f 7:modify:f 7:close:f")
 
-	must(t, w.Add(8, dir, "sub/f", unix.IN_ATTRIB|unix.IN_DELETE_SELF)) // a file, by itself
+	must(t, w.at(t, 8, dir, "sub/f", unix.IN_ATTRIB|unix.IN_DELETE_SELF)) // a file, by itself
 	must(t, os.Chmod(file, 0o644))
 	w.want(t, "7:attrib:f 8:attrib:")
 	must(t, os.Rename(file, filepath.Join(dir, "sub", "g")))
@@ -80,11 +89,11 @@ func TestEvents(t *testing.T) {
 // The guest may know one file of the host by several names.
 func TestTwoNumbersOfAFile(t *testing.T) {
 	dir, w := t.TempDir(), newWatcher(t)
-	must(t, w.Add(1, dir, "", unix.IN_CREATE))
-	must(t, w.Add(2, dir, "", unix.IN_CREATE|unix.IN_DELETE))
+	must(t, w.at(t, 1, dir, "", unix.IN_CREATE))
+	must(t, w.at(t, 2, dir, "", unix.IN_CREATE|unix.IN_DELETE))
 	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600))
 	w.want(t, "1:create:f 2:create:f")
-	if err := w.Add(2, dir, "", unix.IN_DELETE); !errors.Is(err, os.ErrExist) || w.Len() != 2 || len(w.numbers) != 1 {
+	if err := w.at(t, 2, dir, "", unix.IN_DELETE); !errors.Is(err, os.ErrExist) || w.Len() != 2 || len(w.numbers) != 1 {
 		t.Errorf("Add of a number in use = %v, %d watches, %v", err, w.Len(), w.numbers)
 	}
 	w.Remove(1)
@@ -94,7 +103,7 @@ func TestTwoNumbersOfAFile(t *testing.T) {
 
 func TestReadInPortions(t *testing.T) {
 	dir, w := t.TempDir(), newWatcher(t)
-	must(t, w.Add(1, dir, "", unix.IN_CREATE))
+	must(t, w.at(t, 1, dir, "", unix.IN_CREATE))
 	for i := range 5 {
 		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o600))
 	}
@@ -129,17 +138,17 @@ func TestPathsOfAContainer(t *testing.T) {
 		{dir, "none", unix.ENOENT},
 		{dir + "/magic", "", unix.ELOOP},
 	} {
-		if err := w.Add(1, c.dir, c.below, unix.IN_CREATE); !errors.Is(err, c.want) {
+		if err := w.at(t, 1, c.dir, c.below, unix.IN_CREATE); !errors.Is(err, c.want) {
 			t.Errorf("Add(%s, %s) = %v, want %v", c.dir, c.below, err, c.want)
 		}
 	}
-	must(t, w.Add(1, dir+"/link", "", unix.IN_CREATE)) // the way to a mount, as the container sees it
+	must(t, w.at(t, 1, dir+"/link", "", unix.IN_CREATE)) // the way to a mount, as the container sees it
 }
 
 func TestClose(t *testing.T) {
 	w, err := New()
 	must(t, err)
-	must(t, w.Add(1, t.TempDir(), "", unix.IN_CREATE))
+	must(t, w.at(t, 1, t.TempDir(), "", unix.IN_CREATE))
 	ended := make(chan error)
 	go func() {
 		_, err := w.Read(1)
@@ -154,7 +163,7 @@ func TestClose(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("Read has not returned")
 	}
-	if err := w.Add(2, "/", "", unix.IN_CREATE); !errors.Is(err, os.ErrClosed) {
+	if err := w.at(t, 2, "/", "", unix.IN_CREATE); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Add = %v", err)
 	}
 }
