@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -403,5 +404,103 @@ func TestPodFileEvents(t *testing.T) {
 		later.start()
 		p.expect(later.out, "watching\n")
 		told(common, map[*created]string{stays: "/w", later: "/x"})
+	})
+}
+
+// A VM that loses a part of itself takes all members with it. What is left of them can be removed in any order.
+func TestPodPartsKilled(t *testing.T) {
+	for _, part := range []string{"qemu-system", "virtiofsd", "monitor"} {
+		t.Run(part, func(t *testing.T) {
+			eachVM(t, func(e *env) {
+				p := e.byHand().pod(nil)
+				one := p.create(p.member("one", "echo ready; sleep 1000", ipcAndUTS, nil))
+				two := p.create(p.member("two", "true", ipcAndUTS, nil))
+				one.start()
+				p.expect(one.out, "ready\n")
+				x := startSession(p.T, p.cmdline("exec", one.id, "sh", "-c", "echo in; exec sleep 1000"), func() {})
+				x.expect("in\n")
+				if part == "monitor" {
+					p.noErr(syscall.Kill(p.sandbox.pid, syscall.SIGKILL))
+				} else if p.killByName(p.sandbox.bundle, part) == 0 {
+					p.Fatalf("no %s in the sandbox's cgroup", part)
+				}
+				for _, c := range []*created{one, two} {
+					if end := c.end(); end.Code == 0 {
+						p.Errorf("the stand-in of %s: %s", c.id, end)
+					}
+					p.waitStatus(c.id, specs.StateStopped)
+					p.wantNoProcess(c.bundle)
+				}
+				if code := x.end(); code <= 0 {
+					p.Errorf("exec ended with %d, want an error", code)
+				}
+				p.waitStatus(p.sandbox.id, specs.StateStopped)
+				p.wantFail("the pod's sandbox, "+p.sandbox.id+", has stopped", "create", "--bundle", p.member("late", "true", ipcAndUTS, nil).dir, tag+"-late")
+				p.must("delete", one.id)
+				p.must("delete", p.sandbox.id)
+				p.must("delete", two.id)
+			})
+		})
+	}
+}
+
+// delete --force takes a pod's containers in any order, while they run, and leaves nothing.
+func TestPodDeletedInAnyOrder(t *testing.T) {
+	for place, name := range []string{"sandbox first", "sandbox between", "sandbox last"} {
+		t.Run(name, func(t *testing.T) {
+			eachRuntime(t, func(e *env) {
+				p := e.byHand().pod(nil)
+				volume := e.diskDir()
+				with := func(s *specs.Spec) {
+					s.Mounts = append(s.Mounts, specs.Mount{Destination: "/volume", Type: "bind", Source: volume, Options: []string{"rbind", "rprivate"}})
+				}
+				order := []*created{}
+				for _, name := range []string{"one", "two"} {
+					c := p.create(p.member(name, "echo ready; sleep 1000", ipcAndUTS, with))
+					c.start()
+					p.expect(c.out, "ready\n")
+					order = append(order, c)
+				}
+				for _, c := range slices.Insert(order, place, p.sandbox) {
+					r := p.cmd("delete", "--force", c.id)
+					p.wantCode(r, 0)
+					p.want("stderr of delete", r.stderr, "")
+					p.wantFail("container does not exist", "state", c.id)
+					p.wantNoProcess(c.bundle)
+				}
+			})
+		})
+	}
+}
+
+// A member has a terminal, and an exec that waits for the end of its pause alone.
+func TestPodTerminalAndPause(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		p := e.byHand().pod(nil)
+		console := p.listenConsole()
+		typed := p.create(p.member("typed", "stty -echo; echo ready; read x; echo got $x; exec sleep 1000", ipcAndUTS, func(s *specs.Spec) {
+			s.Process.Terminal = true
+		}), "--console-socket", console.path)
+		terminal := &terminalReader{f: console.receive()}
+		other := p.create(p.member("other", "exec probe signals", ipcAndUTS, nil))
+		for _, c := range []*created{typed, other} {
+			c.start()
+		}
+		terminal.until("ready\r\n")
+		_, err := terminal.f.WriteString("a line\r")
+		p.noErr(err)
+		p.wantPart("the terminal", terminal.until("got a line\r\n"), "got a line\r\n")
+
+		p.must("pause", typed.id)
+		waits := startSession(p.T, p.cmdline("exec", "--ignore-paused", typed.id, "echo", "after the pause"), func() {})
+		p.want("exec in the other", p.must("exec", other.id, "echo", "alive"), "alive\n")
+		p.wantStatus(typed.id, "paused")
+		p.want("exec --ignore-paused during the pause", waits.text(), "")
+		p.must("resume", typed.id)
+		waits.expect("after the pause")
+		p.want("exit code of exec --ignore-paused", itoa(waits.end()), "0")
+		p.must("kill", typed.id, "KILL")
+		typed.wantKilled()
+		p.wantStatus(other.id, specs.StateRunning)
 	})
 }
