@@ -121,7 +121,7 @@ func (b *birth) makePlan(id string) (err error) {
 	if b.pod != nil {
 		facts.Pod = b.pod.facts(id)
 	}
-	if facts.PodMemoryLimit, err = b.podMemoryLimit(id); err != nil {
+	if err := b.lookAround(id, facts); err != nil {
 		return err
 	}
 	b.cfg.Plan, err = plan.Rewrite(b.spec, b.rootfs, facts, b.rt.Overrides)

@@ -58,17 +58,21 @@ func (r *Runtime) findPod(id string, spec *specs.Spec) (*joinedPod, error) {
 	return p, p.findJoins(spec)
 }
 
-// podMemoryLimit is what the cgroup around a pod's sandbox may use, if that is what the
+// lookAround finds what the cgroup around a pod's sandbox may use, if that is what the
 // container is. Kubelet limits a pod if all of its members have limits.
-func (b *birth) podMemoryLimit(id string) (int64, error) {
+func (b *birth) lookAround(id string, facts *plan.HostFacts) error {
 	if b.rt.NoCgroup || plan.Sandbox(b.spec) != id {
-		return 0, nil
+		return nil
 	}
 	cgroup, err := hostcgroup.New(b.cgroupConfig(id))
 	if err != nil {
-		return 0, cgroupError(err)
+		return cgroupError(err)
 	}
-	return cgroup.MemoryLimitAround()
+	if facts.PodMemoryLimit, err = cgroup.MemoryLimitAround(); err != nil {
+		return err
+	}
+	facts.PodCPUs, err = cgroup.ProcessorsAround()
+	return err
 }
 
 // hasNetworkOf says whether another container's network is that of c, which runs.

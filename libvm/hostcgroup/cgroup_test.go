@@ -381,3 +381,27 @@ func TestMemoryLimitAround(t *testing.T) {
 		t.Errorf("MemoryLimitAround = %d, %v, want %d", got, err, want)
 	}
 }
+
+func TestProcessorsAround(t *testing.T) {
+	c := newTestCgroup(t, "inner")
+	if err := c.Apply(sleeper(t).Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	outer := filepath.Join(filepath.Dir(c.Paths()["cpu"]), "cpu.cfs_quota_us")
+	if cgroups.IsCgroup2UnifiedMode() {
+		outer = filepath.Join(filepath.Dir(c.Paths()[""]), "cpu.max")
+	}
+	for _, tc := range []struct {
+		quota string
+		want  int
+	}{{"", 0}, {"50000", 1}, {"100000", 1}, {"110000", 2}} {
+		if tc.quota != "" {
+			if err := os.WriteFile(outer, []byte(tc.quota), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := c.ProcessorsAround(); err != nil || got != tc.want {
+			t.Errorf("ProcessorsAround with a quota of %q in 100000 = %d, %v, want %d", tc.quota, got, err, tc.want)
+		}
+	}
+}

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -47,27 +46,6 @@ func (c *Cgroup) MemoryDir() string {
 		return dir
 	}
 	return paths[""]
-}
-
-// MemoryLimitAround is the limit of memory, in bytes, of the cgroup around c. It is zero
-// where there is none, and what version 1 says of no limit is a limit beyond all memory.
-func (c *Cgroup) MemoryLimitAround() (int64, error) {
-	if c.MemoryDir() == "" {
-		return 0, nil
-	}
-	for _, name := range []string{"memory.max", "memory.limit_in_bytes"} { // version 2, version 1
-		text, err := os.ReadFile(filepath.Join(filepath.Dir(c.MemoryDir()), name))
-		switch limit := strings.TrimSpace(string(text)); {
-		case errors.Is(err, fs.ErrNotExist):
-		case err != nil:
-			return 0, err
-		case limit == "max":
-			return 0, nil
-		default:
-			return strconv.ParseInt(limit, 10, 64)
-		}
-	}
-	return 0, nil
 }
 
 // OpenOOMBell opens the files of the host that Ring needs, for a caller that is

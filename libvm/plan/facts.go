@@ -46,6 +46,8 @@ type HostFacts struct {
 	// PodMemoryLimit is that of the cgroup around the sandbox of a pod, in bytes. It is
 	// zero for other containers.
 	PodMemoryLimit int64
+	// PodCPUs is how many processors that cgroup may use. Zero is no limit.
+	PodCPUs int
 }
 
 // mayExceedLimits says that create has CAP_SYS_RESOURCE.

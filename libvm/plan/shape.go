@@ -43,6 +43,9 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 		unlimited = minMemoryMiB // all members have limits, and bring room for that; more would not fit into the pod's
 	}
 	memory, vcpus := sizeOf(spec, unlimited, host.CPUs)
+	if host.PodCPUs > 0 { // as for a container's own limit
+		vcpus = min(vcpus, host.PodCPUs)
+	}
 	if host.MemoryMiB > minMemoryMiB { // a limit above what there is limits nothing, as with runc
 		memory = min(memory, host.MemoryMiB/memoryStepMiB*memoryStepMiB)
 	}

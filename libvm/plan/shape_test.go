@@ -40,6 +40,16 @@ func TestMemoryOfTheHost(t *testing.T) {
 	}
 }
 
+// A pod's VM has no more processors than the pod may use.
+func TestProcessorsOfALimitedPod(t *testing.T) {
+	for _, tc := range []struct{ pod, over, want int }{{0, 0, 8}, {2, 0, 2}, {9, 0, 8}, {2, 4, 4}} {
+		p, err := Rewrite(minimal(), "/r", &HostFacts{CPUs: 8, PodCPUs: tc.pod}, Overrides{VCPUs: tc.over})
+		if err != nil || p.Shape.VCPUs != tc.want {
+			t.Errorf("pod of %d processors, flag %d: VM of %d, %v, want %d", tc.pod, tc.over, p.Shape.VCPUs, err, tc.want)
+		}
+	}
+}
+
 // A pod whose cgroup is limited begins with what its VM needs without members, unless something says what it shall have.
 func TestMemoryOfALimitedPod(t *testing.T) {
 	for _, tc := range []struct {
