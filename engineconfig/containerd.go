@@ -191,8 +191,10 @@ func containerdTable(version int64, name string) string {
 	return fmt.Sprintf("[%s.runtimes.%s]\n  runtime_type = \"io.containerd.runc.v2\"\n", criTable(version), name)
 }
 
+// containerdEntry lets pods choose the guest's kernel. Other annotations of boxlite's would
+// let them take what the orchestrator does not count.
 func containerdEntry(version int64, rt Runtime, systemd bool) string {
-	text := containerdTable(version, rt.Name) + fmt.Sprintf("\n  [%s.runtimes.%s.options]\n    BinaryName = %s\n", criTable(version), rt.Name, quoteTOML(rt.Path))
+	text := containerdTable(version, rt.Name) + "  pod_annotations = [\"boxlite.kernel\"]\n" + fmt.Sprintf("\n  [%s.runtimes.%s.options]\n    BinaryName = %s\n", criTable(version), rt.Name, quoteTOML(rt.Path))
 	if systemd {
 		text += "    SystemdCgroup = true\n"
 	}
