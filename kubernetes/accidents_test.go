@@ -11,12 +11,7 @@ import (
 func TestNodeRestart(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		const pod = `
-apiVersion: v1
-kind: Pod
-metadata: {name: %s}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(%s)
   containers:
   - name: one
     image: $IMAGE
@@ -56,12 +51,7 @@ func TestCrashes(t *testing.T) {
 		const crashing, starts = 5, 5 // each of the containers; kubelet waits for 10, 20, 40 and 80 s in between
 		var pod strings.Builder
 		pod.WriteString(`
-apiVersion: v1
-kind: Pod
-metadata: {name: pod}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(pod)
   volumes: [{name: data, emptyDir: {}}, {name: memory, emptyDir: {medium: Memory}}]
   containers:
   - {name: steady, image: $IMAGE, command: [sleep, "10000"], volumeMounts: [{name: data, mountPath: /data}]}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -117,9 +118,19 @@ func (e *env) describe() {
 	}
 }
 
-// apply makes the objects of a text in YAML, in which $RUNTIME, $IMAGE and $DIR stand for the env's.
+// podHead is how a pod's manifest begins, up to the fields of its spec.
+var podHead = regexp.MustCompile(`\$POD\(([\w-]+)\)`)
+
+// apply makes the objects of a text in YAML, in which $RUNTIME, $IMAGE and $DIR stand for the env's. $POD(NAME) begins a pod
+// of the env's runtime, which has a second to end.
 func (e *env) apply(text string) {
 	e.Helper()
+	text = podHead.ReplaceAllString(text, `apiVersion: v1
+kind: Pod
+metadata: {name: $1}
+spec:
+  runtimeClassName: $$RUNTIME
+  terminationGracePeriodSeconds: 1`)
 	text = strings.NewReplacer("$RUNTIME", e.rt.name, "$IMAGE", image, "$DIR", e.dir).Replace(text)
 	e.noErr(cluster.apply(text, "--namespace", e.namespace))
 }

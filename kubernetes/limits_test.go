@@ -1,8 +1,8 @@
 package kubernetes
 
 import (
-	"encoding/json"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -12,12 +12,7 @@ import (
 func TestOutOfMemory(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: pod}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(pod)
   volumes: [{name: data, emptyDir: {}}]
   containers:
   - name: greedy
@@ -44,12 +39,7 @@ spec:
 func TestRequestsAndLimits(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: pod}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(pod)
   containers:
   - name: large
     image: $IMAGE
@@ -84,7 +74,7 @@ spec:
 			e.want("restarts of "+container, e.status("pod", container, ".restartCount"), "0")
 		}
 		e.want("phase", e.of("pod/pod", ".status.phase"), "Running")
-		e.eventuallyMeasured("pod")
+		e.eventuallyMeasured("pod", 200, "large", "small")
 	})
 }
 
@@ -98,26 +88,31 @@ func (e *env) wantRoomFor(container string) {
 	}
 }
 
-// eventuallyMeasured wants kubelet to know what a pod uses, as an autoscaler and kubectl top ask for it.
-func (e *env) eventuallyMeasured(pod string) {
+// eventuallyMeasured wants kubelet to know what a pod and each of its containers use, as kubectl top and autoscalers are told by
+// a metrics server: from these figures. Those of the pod are at least so many MiB.
+func (e *env) eventuallyMeasured(pod string, leastMiB float64, containers ...string) {
 	e.Helper()
-	e.becomes("kubelet has figures of the pod", "yes", func() string {
-		var summary struct {
-			Pods []struct {
-				PodRef struct{ Name, Namespace string }
-				Memory struct{ WorkingSetBytes int64 }
-				CPU    struct{ UsageCoreNanoSeconds int64 }
+	want := map[string]float64{fmt.Sprintf("pod_memory_working_set_bytes{namespace=%q,pod=%q}", e.namespace, pod): leastMiB * (1 << 20)}
+	want[fmt.Sprintf("pod_cpu_usage_seconds_total{namespace=%q,pod=%q}", e.namespace, pod)] = 0
+	for _, container := range containers {
+		of := fmt.Sprintf("{container=%q,namespace=%q,pod=%q}", container, e.namespace, pod)
+		want["container_memory_working_set_bytes"+of], want["container_cpu_usage_seconds_total"+of] = 0, 0
+	}
+	e.becomes("kubelet has figures of the pod", "", func() (missing string) {
+		figures := map[string]float64{}
+		for line := range strings.Lines(e.ok("get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/metrics/resource")) {
+			name, rest, _ := strings.Cut(line, " ")
+			var value float64
+			if n, _ := fmt.Sscan(rest, &value); n == 1 {
+				figures[name] = value
 			}
 		}
-		if err := json.Unmarshal([]byte(e.ok("get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/stats/summary")), &summary); err != nil {
-			return err.Error()
-		}
-		for _, p := range summary.Pods {
-			if p.PodRef.Name == pod && p.PodRef.Namespace == e.namespace && p.CPU.UsageCoreNanoSeconds > 0 && p.Memory.WorkingSetBytes > 1<<20 {
-				return "yes"
+		for name, least := range want {
+			if figures[name] <= least {
+				missing += fmt.Sprintln(name, figures[name])
 			}
 		}
-		return "no"
+		return missing
 	})
 }
 
@@ -210,12 +205,7 @@ kind: Secret
 metadata: {name: secret}
 stringData: {password: open sesame}
 ---
-apiVersion: v1
-kind: Pod
-metadata: {name: pod}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(pod)
   securityContext:
     runAsUser: 1000
     runAsGroup: 3000

@@ -49,12 +49,7 @@ spec:
 		e.wait("deployment/web", "condition=Available")
 		// The pod learns of the service by its environment: it starts later.
 		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(client)
   containers: [{name: client, image: $IMAGE, command: [sleep, "10000"]}]
 `)
 		e.ready("client")
@@ -133,12 +128,7 @@ listen() {
 }
 listen /www/ready 7001 & listen /www/alive 7002`
 		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: probed}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(probed)
   containers:` +
 			fmt.Sprintf(container, "exec", begin+"exec sleep 10000", "exec: {command: [test, -e, /www/ready]}", "exec: {command: [test, -e, /www/alive]}") +
 			fmt.Sprintf(container, "http", begin+"exec httpd -f -p 8080 -h /www", "httpGet: {path: /ready, port: 8080}", "httpGet: {path: /alive, port: 8080}") +

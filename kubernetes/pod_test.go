@@ -56,23 +56,13 @@ spec:
 func TestShareProcessNamespace(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: pod}
-spec:
-  runtimeClassName: $RUNTIME
+$POD(pod)
   shareProcessNamespace: true
-  terminationGracePeriodSeconds: 1
   containers:
   - {name: one, image: $IMAGE, command: [sh, -c, "echo in one >/file; trap 'echo signal; exit 3' USR1; while :; do sleep 0.1; done"]}
   - {name: two, image: $IMAGE, command: [sleep, "12345"]}
 ---
-apiVersion: v1
-kind: Pod
-metadata: {name: apart}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(apart)
   containers:
   - {name: one, image: $IMAGE, command: [sleep, "10000"]}
   - {name: two, image: $IMAGE, command: [sleep, "12345"]}
@@ -96,12 +86,7 @@ spec:
 func TestKubectl(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: pod}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(pod)
   containers:
   - name: web
     image: $IMAGE
@@ -175,12 +160,7 @@ func (e *env) forwarded(pod string, port int) string {
 func TestEphemeralContainer(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: pod}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(pod)
   containers:
   - {name: main, image: $IMAGE, command: [sh, -c, "mkdir /www; echo page >/www/index.html; exec httpd -f -p 127.0.0.1:8080 -h /www"]}
   - {name: other, image: $IMAGE, command: [sleep, "12345"]}

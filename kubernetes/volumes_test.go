@@ -91,12 +91,7 @@ func TestConfigMapUpdate(t *testing.T) {
 		}
 		set("before")
 		e.apply(`
-apiVersion: v1
-kind: Pod
-metadata: {name: pod}
-spec:
-  runtimeClassName: $RUNTIME
-  terminationGracePeriodSeconds: 1
+$POD(pod)
   volumes: [{name: config, configMap: {name: config}}]
   containers:
   - {name: one, image: $IMAGE, command: [probe, watch, /config], volumeMounts: [{name: config, mountPath: /config}]}
