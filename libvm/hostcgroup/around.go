@@ -40,21 +40,19 @@ func (c *Cgroup) ProcessorsAround() (int, error) {
 	if dir == "" {
 		return 0, nil
 	}
-	var text string
-	for _, names := range [][]string{{"cpu.max"}, {"cpu.cfs_quota_us", "cpu.cfs_period_us"}} { // version 2, version 1
-		for _, name := range names {
-			raw, err := os.ReadFile(filepath.Join(filepath.Dir(dir), name))
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return 0, err
-			}
-			text += string(raw) + " "
+	var words []string
+	for _, name := range []string{"cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"} { // version 2, version 1
+		text, err := os.ReadFile(filepath.Join(filepath.Dir(dir), name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
+		if err != nil {
+			return 0, err
+		}
+		words = append(words, strings.Fields(string(text))...)
 	}
 	var quota, period int
-	if n, _ := fmt.Sscan(text, &quota, &period); n < 2 || quota <= 0 || period <= 0 { // "max", -1
+	if n, _ := fmt.Sscan(strings.Join(words, " "), &quota, &period); n < 2 || quota <= 0 || period <= 0 { // "max", -1
 		return 0, nil
 	}
 	return (quota + period - 1) / period, nil
