@@ -232,6 +232,10 @@ bench: all bin/bench benchload ## boxlite beside runc, crun, runsc and bare QEMU
 bench-quick: all bin/bench benchload ## the same with few repetitions, about a minute (root)
 	bin/bench -quick
 
+.PHONY: bench-pods
+bench-pods: all bin/bench benchload ## members of pods beside their first container, and 110 pods at once, about 5 minutes (root)
+	bin/bench -pods -json bench-pods.json
+
 .PHONY: bench-dind
 bench-dind: all bin/bench benchload ## Docker in Docker beside dockerd in bare QEMU, and where it keeps its files, about 6 minutes (root)
 	bin/bench -dind -json bench-dind.json

@@ -2,7 +2,7 @@
 // turns, so that what else the machine does meets all of them alike. It prints a table of medians and can write every
 // single sample as JSON. It needs root, and leaves nothing behind.
 //
-//	go run ./bench -boxlite bin/boxlite [-quick] [-dind] [-json FILE]
+//	go run ./bench -boxlite bin/boxlite [-quick] [-dind | -pods] [-json FILE]
 package main
 
 import (
@@ -27,7 +27,7 @@ const insideVar = "BOXLITE_BENCH_WORK"
 
 type options struct {
 	boxlite, load, bare string
-	quick, dind         bool
+	quick, dind, pods   bool
 	json, plot          string
 }
 
@@ -38,6 +38,7 @@ func main() {
 	flag.StringVar(&o.bare, "bare", "bin/benchload.cpio", "initramfs of that program")
 	flag.BoolVar(&o.quick, "quick", false, "few repetitions: a look, not a result")
 	flag.BoolVar(&o.dind, "dind", false, "measure Docker in Docker, and nothing else")
+	flag.BoolVar(&o.pods, "pods", false, "measure pods, and nothing else")
 	flag.StringVar(&o.json, "json", "", "write all samples to this file")
 	flag.StringVar(&o.plot, "plot", "", "draw the start times into this SVG file")
 	flag.Parse()
@@ -100,11 +101,15 @@ func inside(o options, work string) error {
 	if o.quick {
 		n = quick
 	}
-	measures := []func(*host, repetitions, *result) error{starts, floors, atOnce, idleMemory, streams, burst, growth}
+	measures := []func(*host, repetitions, *result) error{starts, floors, atOnce, idleMemory, streams, burst, members, growth}
 	judge := targets
 	if o.dind {
 		measures = []func(*host, repetitions, *result) error{dind, dindFiles}
 		judge = dindTargets
+	}
+	if o.pods {
+		measures = []func(*host, repetitions, *result) error{members, pods}
+		judge = podTargets
 	}
 	for _, measure := range measures {
 		if err := measure(h, n, &r); err != nil {
@@ -139,10 +144,12 @@ type repetitions struct {
 	many   int           // containers that start at once
 	growth []int         // numbers of containers at which the last one is looked at, ascending,
 	last   int           // and how often that one is started
+	pods   int           // on the machine at once
+	idle   time.Duration // for which their use of processors is measured
 	burst  time.Duration // from the end of a burst to the look at what is left of it
 }
 
 var (
-	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 2, unmeasured: 1, dind: 3, dindFiles: 1, smallFiles: 15000, many: 20, growth: []int{1, 10, 50, 100}, last: 11, burst: time.Minute}
-	quick    = repetitions{hand: 2, docker: 1, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, smallFiles: 500, many: 3, growth: []int{1, 5}, last: 1, burst: 3 * time.Second}
+	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 2, unmeasured: 1, dind: 3, dindFiles: 1, smallFiles: 15000, many: 20, growth: []int{1, 10, 50, 100}, last: 11, pods: 110, idle: time.Minute, burst: time.Minute}
+	quick    = repetitions{hand: 2, docker: 1, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, smallFiles: 500, many: 3, growth: []int{1, 5}, last: 1, pods: 3, idle: 5 * time.Second, burst: 3 * time.Second}
 )

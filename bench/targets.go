@@ -76,6 +76,7 @@ func targets(r *result) []target {
 			list = append(list, target{What: row.What + ", bare VM / boxlite", Got: row.median() / m(row.What, warm), Limit: 0.8, AtLeast: true})
 		}
 	}
+	list = append(list, podTargets(r)...)
 	first := ""
 	for _, row := range r.Rows {
 		if !strings.HasPrefix(row.What, "with ") {
