@@ -21,7 +21,7 @@ GO       ?= go
 GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 LDFLAGS  := -s -w
 LINTER   := $(GO) tool -modfile=scripts/lint.mod
-SCRIPTS  := scripts/*.sh kernels/*.sh images/*.sh kubernetes/*.sh images/dind/files/usr/local/sbin/dind .ci/run
+SCRIPTS  := scripts/*.sh kernels/*.sh images/*.sh kubernetes/*.sh images/dind/files/usr/local/sbin/dind images/programs/workloads/run .ci/run
 
 # RUN chooses tests by name: make e2e RUN=TestStdin. TESTFLAGS are added to go test's.
 RUN       ?=
@@ -145,7 +145,7 @@ kernel-host:
 
 .PHONY: images
 images: ## build the images of images/ from Debian packages; from the cache if nothing has changed (root)
-	images/build.sh dind machine
+	images/build.sh dind machine programs
 
 # Never from go test's cache: the binaries, dockerd and the kernel are not in its key.
 .PHONY: e2e
@@ -239,6 +239,10 @@ bench-pods: all bin/bench benchload ## members of pods beside their first contai
 .PHONY: bench-dind
 bench-dind: all bin/bench benchload ## Docker in Docker beside dockerd in bare QEMU, and where it keeps its files, about 6 minutes (root)
 	bin/bench -dind -json bench-dind.json
+
+.PHONY: bench-programs
+bench-programs: all bin/bench benchload ## servers and tools in containers of runc, boxlite and runsc, half an hour emulated (root)
+	bin/bench -programs -json bench-programs.json
 
 .PHONY: clean
 clean: ## remove bin/; the cache of kernels stays

@@ -107,14 +107,43 @@ func (r *result) addDind(name string, began time.Time, j *journal) error {
 
 // importDind gives dockerd the image and makes the directory that its containers see as /in.
 func (h *host) importDind() error {
-	if _, err := output("images/build.sh", "--import", "dind"); err != nil {
-		return fmt.Errorf("%w (make bench-dind runs at the top of the tree)", err)
+	if err := importImage("dind"); err != nil {
+		return err
 	}
 	if err := os.Mkdir(h.in(), 0o755); err != nil {
 		return err
 	}
 	_, err := output("tar", "-C", h.rootfs(), "-cf", filepath.Join(h.in(), "busybox.tar"), ".")
 	return err
+}
+
+// importImage gives dockerd an image of images/ as boxlite/NAME.
+func importImage(name string) error {
+	if _, err := output("images/build.sh", "--import", name); err != nil {
+		return fmt.Errorf("%w (make bench-%s runs at the top of the tree)", err, name)
+	}
+	return nil
+}
+
+// imageLayer is the directory of such an image, which has one layer.
+func imageLayer(name string) (string, error) {
+	return docker("image", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", "boxlite/"+name)
+}
+
+// layered mounts an overlay as the directory root of dir, with an image below and directories of its own above. unmount
+// removes dir too.
+func layered(image, dir string, own ...string) (root string, unmount func() error, err error) {
+	for _, sub := range append([]string{"root", "upper", "work"}, own...) {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			return "", nil, err
+		}
+	}
+	root = filepath.Join(dir, "root")
+	layers := fmt.Sprintf("lowerdir=%s,upperdir=%[2]s/upper,workdir=%[2]s/work", image, dir)
+	if err := unix.Mount("overlay", root, "overlay", 0, layers); err != nil {
+		return "", nil, fmt.Errorf("mount an overlay on the image: %w", err)
+	}
+	return root, func() error { return errors.Join(unix.Unmount(root, unix.MNT_DETACH), os.RemoveAll(dir)) }, nil
 }
 
 func (h *host) in() string { return filepath.Join(h.work, "in") }
@@ -130,22 +159,16 @@ func dindContainer(h *host, j *journal) error {
 // dindBare is a VM by hand, to its end, whose share is what a container would see: an overlay on the image, and a directory
 // for dockerd's files.
 func dindBare(h *host, c commands, j *journal) (err error) {
-	image, err := docker("image", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", dindImage) // it has one layer
+	image, err := imageLayer("dind")
 	if err != nil {
 		return err
 	}
 	dir := filepath.Join(h.work, "bare-dind")
-	root := filepath.Join(dir, "root")
-	for _, sub := range []string{"root", "upper/in", "upper/etc", "upper/var/lib/docker", "work", "docker"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			return err
-		}
+	root, unmount, err := layered(image, dir, "upper/in", "upper/etc", "upper/var/lib/docker", "docker")
+	if err != nil {
+		return err
 	}
-	defer func() { err = errors.Join(err, unix.Unmount(root, unix.MNT_DETACH), os.RemoveAll(dir)) }()
-	layers := fmt.Sprintf("lowerdir=%s,upperdir=%[2]s/upper,workdir=%[2]s/work", image, dir)
-	if err := unix.Mount("overlay", root, "overlay", 0, layers); err != nil {
-		return fmt.Errorf("mount an overlay on the image: %w", err)
-	}
+	defer func() { err = errors.Join(err, unmount()) }()
 	for source, target := range map[string]string{h.in(): "in", dir + "/docker": "var/lib/docker"} {
 		if err := unix.Mount(source, filepath.Join(root, target), "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", source, err)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +51,32 @@ func (j *journal) times(marks ...string) (times []time.Time, err error) {
 		at++
 	}
 	return times, nil
+}
+
+// has says whether a line is text.
+func (j *journal) has(text string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.ContainsFunc(j.lines, func(e entry) bool { return e.text == text })
+}
+
+// between is what lies between the line begin and the first line that begins with end.
+func (j *journal) between(begin, end string) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var b strings.Builder
+	inside := false
+	for _, e := range j.lines {
+		switch {
+		case strings.HasPrefix(e.text, end):
+			return b.String()
+		case inside:
+			b.WriteString(e.text + "\n")
+		case e.text == begin:
+			inside = true
+		}
+	}
+	return b.String()
 }
 
 func (j *journal) String() string {

@@ -2,7 +2,7 @@
 // turns, so that what else the machine does meets all of them alike. It prints a table of medians and can write every
 // single sample as JSON. It needs root, and leaves nothing behind.
 //
-//	go run ./bench -boxlite bin/boxlite [-quick] [-dind | -pods] [-json FILE]
+//	go run ./bench -boxlite bin/boxlite [-quick] [-dind | -pods | -programs] [-json FILE]
 package main
 
 import (
@@ -27,7 +27,9 @@ const insideVar = "BOXLITE_BENCH_WORK"
 
 type options struct {
 	boxlite, load, bare string
-	quick, dind, pods   bool
+	quick               bool
+	dind, pods          bool
+	programs            bool
 	json, plot          string
 }
 
@@ -39,6 +41,7 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "few repetitions: a look, not a result")
 	flag.BoolVar(&o.dind, "dind", false, "measure Docker in Docker, and nothing else")
 	flag.BoolVar(&o.pods, "pods", false, "measure pods, and nothing else")
+	flag.BoolVar(&o.programs, "programs", false, "measure the programs of images/programs, and nothing else")
 	flag.StringVar(&o.json, "json", "", "write all samples to this file")
 	flag.StringVar(&o.plot, "plot", "", "draw the start times into this SVG file")
 	flag.Parse()
@@ -111,6 +114,10 @@ func inside(o options, work string) error {
 		measures = []func(*host, repetitions, *result) error{members, pods}
 		judge = podTargets
 	}
+	if o.programs {
+		measures = []func(*host, repetitions, *result) error{runPrograms}
+		judge = programTargets
+	}
 	for _, measure := range measures {
 		if err := measure(h, n, &r); err != nil {
 			return err
@@ -135,12 +142,13 @@ func inside(o options, work string) error {
 
 // repetitions are how often each kind is sampled, after one that does not count, and how much of what has no repetitions.
 type repetitions struct {
-	hand, docker, exec, floor, atOnce, memory, streams, dind, dindFiles int
+	hand, docker, exec, floor, atOnce, memory, streams, dind, dindFiles, programs int
 
 	unmeasured int // rounds of streams before those that count: the first fills the host's page cache
 
 	smallFiles int // at most what a bare virtiofsd can keep open, which may have 20,000 descriptors
 
+	scale  int           // of the programs' work
 	many   int           // containers that start at once
 	growth []int         // numbers of containers at which the last one is looked at, ascending,
 	last   int           // and how often that one is started
@@ -150,6 +158,6 @@ type repetitions struct {
 }
 
 var (
-	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 2, unmeasured: 1, dind: 3, dindFiles: 1, smallFiles: 15000, many: 20, growth: []int{1, 10, 50, 100}, last: 11, pods: 110, idle: time.Minute, burst: time.Minute}
-	quick    = repetitions{hand: 2, docker: 1, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, smallFiles: 500, many: 3, growth: []int{1, 5}, last: 1, pods: 3, idle: 5 * time.Second, burst: 3 * time.Second}
+	thorough = repetitions{hand: 15, docker: 8, exec: 20, floor: 12, atOnce: 3, memory: 3, streams: 2, unmeasured: 1, dind: 3, dindFiles: 1, programs: 2, scale: 2, smallFiles: 15000, many: 20, growth: []int{1, 10, 50, 100}, last: 11, pods: 110, idle: time.Minute, burst: time.Minute}
+	quick    = repetitions{hand: 2, docker: 1, exec: 3, floor: 3, atOnce: 1, memory: 1, streams: 1, dind: 1, dindFiles: 1, programs: 1, scale: 1, smallFiles: 500, many: 3, growth: []int{1, 5}, last: 1, pods: 3, idle: 5 * time.Second, burst: 3 * time.Second}
 )

@@ -108,6 +108,9 @@ func (r *result) table() string {
 		b.WriteByte('\n')
 		r.memoryTable(&b)
 	}
+	if table := r.programTable(); table != "" {
+		b.WriteString("\n" + table)
+	}
 	b.WriteByte('\n')
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "target\tmeasured\t\tlimit\t\t")

@@ -107,3 +107,16 @@ func dindTargets(r *result) []target {
 		target{What: dindListen + ", s", Got: r.medianOf(dindListen, warm), Limit: 15},
 		target{What: dindRun + ", s", Got: r.medianOf(dindRun, warm), Limit: 6})
 }
+
+// programTargets judges how much slower programs are than with runc.
+func programTargets(r *result) []target {
+	var list []target
+	for _, name := range programs {
+		what := programPrefix + name
+		if r.row(what, warm) == nil || r.row(what, "runc") == nil {
+			continue
+		}
+		list = append(list, target{What: name + ", boxlite / runc", Got: r.medianOf(what, warm) / r.medianOf(what, "runc"), Limit: slowdown})
+	}
+	return list
+}

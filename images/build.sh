@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
 	cat <<-END
-	usage: images/build.sh [--suite SUITE] [--import] dind|machine ...
+	usage: images/build.sh [--suite SUITE] [--import] dind|machine|programs ...
 
 	  --suite   Debian release to build from, default $suite
 	  --import  have the docker that DOCKER_HOST names import each as boxlite/NAME, boxlite/NAME:SUITE of another release
@@ -21,7 +21,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/boxlite/images
 
 # Raise this when a change below changes what comes out: it is part of the key of every cached image.
-recipe=1
+recipe=2
 
 suite=bookworm import='' wanted=()
 while [ $# -gt 0 ]; do
@@ -54,9 +54,9 @@ done
 	die 'name at least one image'
 }
 
-# packages_of NAME lists the packages, with commas. Those that only one release has are in packages-RELEASE.
+# packages_of NAME lists the packages. Those that only one release has are in packages-RELEASE.
 packages_of() {
-	cat "$here/$1/packages" "$here/$1/packages-$suite" 2>/dev/null | sed 's/#.*//' | xargs | tr ' ' ,
+	cat "$here/$1/packages" "$here/$1/packages-$suite" 2>/dev/null | sed 's/#.*//' | xargs
 }
 
 content_key() {
@@ -68,22 +68,35 @@ content_key() {
 	} | sha256sum | cut -c1-20
 }
 
+# checked COMMAND... runs it silently, unless it fails.
+checked() {
+	"$@" >"$tmp/log" 2>&1 </dev/null || {
+		tail -n 20 "$tmp/log" >&2
+		die "$*"
+	}
+}
+
 # build NAME leaves the image in the cache under its key.
 build() {
-	local name=$1 began=$SECONDS root
+	local name=$1 began=$SECONDS root packages archives=$cache/archives-$suite
 	command -v debootstrap >/dev/null || die 'please install: debootstrap'
 	[ "$(id -u)" = 0 ] || die 'debootstrap needs root'
 	# What a killed build left: the lock is ours, so nobody is at work in there.
 	rm -rf "$cache"/build.*
 	tmp=$(mktemp -d "$cache/build.XXXXXX")
 	root=$tmp/rootfs
-	mkdir -p "$cache/debs-$suite"
-	debootstrap --variant=minbase --cache-dir="$cache/debs-$suite" --include="$(packages_of "$name")" "$suite" "$root" >"$tmp/log" 2>&1 ||
-		{
-			tail -n 20 "$tmp/log" >&2
-			die "$name: debootstrap"
-		}
-	rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,info,locale,man}/* "$root"/var/log/* "$root"/etc/machine-id
+	mkdir -p "$cache/debs-$suite" "$archives/partial"
+	checked debootstrap --variant=minbase --cache-dir="$cache/debs-$suite" "$suite" "$root"
+	# apt and not debootstrap installs the rest: debootstrap does not know which package provides a virtual one. Nothing starts.
+	printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+	chmod 755 "$root/usr/sbin/policy-rc.d"
+	checked cp -n -r "$archives/." "$root/var/cache/apt/archives"
+	checked "$here/../scripts/in-root.sh" "$root" apt-get update -qq
+	read -ra packages <<<"$(packages_of "$name")"
+	checked "$here/../scripts/in-root.sh" "$root" apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-unsafe-io -o APT::Keep-Downloaded-Packages=true "${packages[@]}"
+	checked cp -n -r "$root/var/cache/apt/archives/." "$archives"
+	rm "$root/usr/sbin/policy-rc.d"
+	rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,info,locale,man}/* "$root"/var/log/* "$root"/var/lib/{mysql,postgresql}/* "$root"/etc/machine-id
 	rm -f "$root"/etc/resolv.conf "$root"/etc/hostname
 	: >"$root/etc/machine-id"
 	[ ! -d "$here/$name/files" ] || cp -a --no-preserve=ownership "$here/$name/files/." "$root"
