@@ -21,7 +21,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/boxlite/images
 
 # Raise this when a change below changes what comes out: it is part of the key of every cached image.
-recipe=2
+recipe=1
 
 suite=bookworm import='' wanted=()
 while [ $# -gt 0 ]; do
@@ -54,15 +54,16 @@ done
 	die 'name at least one image'
 }
 
-# packages_of NAME lists the packages. Those that only one release has are in packages-RELEASE.
-packages_of() {
-	cat "$here/$1/packages" "$here/$1/packages-$suite" 2>/dev/null | sed 's/#.*//' | xargs
+# listed NAME FILE lists the packages of a file, with commas. Those that only one release has are in FILE-RELEASE.
+listed() {
+	cat "$here/$1/$2" "$here/$1/$2-$suite" 2>/dev/null | sed 's/#.*//' | xargs | tr ' ' ,
 }
 
 content_key() {
 	{
 		echo "recipe $recipe, suite $suite"
-		packages_of "$1"
+		listed "$1" packages
+		[ ! -e "$here/$1/apt" ] || listed "$1" apt
 		cat "$here/$1/config"
 		[ ! -d "$here/$1/files" ] || tar -C "$here/$1/files" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -c .
 	} | sha256sum | cut -c1-20
@@ -76,27 +77,36 @@ checked() {
 	}
 }
 
+# install ROOT PACKAGE... has the image's apt install packages. Nothing starts.
+install() {
+	local root=$1 archives=$cache/archives-$suite
+	shift
+	mkdir -p "$archives/partial"
+	printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+	chmod 755 "$root/usr/sbin/policy-rc.d"
+	checked cp -n -r "$archives/." "$root/var/cache/apt/archives"
+	checked "$here/../scripts/in-root.sh" "$root" apt-get update -qq
+	checked "$here/../scripts/in-root.sh" "$root" apt-get install -y -qq --no-install-recommends \
+		-o Dpkg::Options::=--force-unsafe-io -o APT::Keep-Downloaded-Packages=true "$@"
+	checked cp -n -r "$root/var/cache/apt/archives/." "$archives"
+	rm "$root/usr/sbin/policy-rc.d"
+	rm -rf "$root"/var/lib/{mysql,postgresql}/* # servers have made databases
+}
+
 # build NAME leaves the image in the cache under its key.
 build() {
-	local name=$1 began=$SECONDS root packages archives=$cache/archives-$suite
+	local name=$1 began=$SECONDS root packages
 	command -v debootstrap >/dev/null || die 'please install: debootstrap'
 	[ "$(id -u)" = 0 ] || die 'debootstrap needs root'
 	# What a killed build left: the lock is ours, so nobody is at work in there.
 	rm -rf "$cache"/build.*
 	tmp=$(mktemp -d "$cache/build.XXXXXX")
 	root=$tmp/rootfs
-	mkdir -p "$cache/debs-$suite" "$archives/partial"
-	checked debootstrap --variant=minbase --cache-dir="$cache/debs-$suite" "$suite" "$root"
-	# apt and not debootstrap installs the rest: debootstrap does not know which package provides a virtual one. Nothing starts.
-	printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
-	chmod 755 "$root/usr/sbin/policy-rc.d"
-	checked cp -n -r "$archives/." "$root/var/cache/apt/archives"
-	checked "$here/../scripts/in-root.sh" "$root" apt-get update -qq
-	read -ra packages <<<"$(packages_of "$name")"
-	checked "$here/../scripts/in-root.sh" "$root" apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-unsafe-io -o APT::Keep-Downloaded-Packages=true "${packages[@]}"
-	checked cp -n -r "$root/var/cache/apt/archives/." "$archives"
-	rm "$root/usr/sbin/policy-rc.d"
-	rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,info,locale,man}/* "$root"/var/log/* "$root"/var/lib/{mysql,postgresql}/* "$root"/etc/machine-id
+	mkdir -p "$cache/debs-$suite"
+	checked debootstrap --variant=minbase --cache-dir="$cache/debs-$suite" --include="$(listed "$name" packages)" "$suite" "$root"
+	IFS=, read -ra packages <<<"$(listed "$name" apt)"
+	[ ${#packages[@]} = 0 ] || install "$root" "${packages[@]}"
+	rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,info,locale,man}/* "$root"/var/log/* "$root"/etc/machine-id
 	rm -f "$root"/etc/resolv.conf "$root"/etc/hostname
 	: >"$root/etc/machine-id"
 	[ ! -d "$here/$name/files" ] || cp -a --no-preserve=ownership "$here/$name/files/." "$root"
