@@ -98,11 +98,13 @@ func newHost(work string, o options) (*host, error) {
 	if h.commands, err = boxliteCommands(h); err != nil {
 		return nil, err
 	}
-	s, _, err := h.startStandby(o.boxlite, 1) // it ends with this process
-	if err != nil {
-		return nil, err
+	if !o.programs {
+		s, _, err := h.startStandby(o.boxlite, 1) // it ends with this process
+		if err != nil {
+			return nil, err
+		}
+		h.subjects = append(h.subjects, s)
 	}
-	h.subjects = append(h.subjects, s)
 	return h, h.startDocker()
 }
 

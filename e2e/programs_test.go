@@ -82,8 +82,8 @@ func TestWebServer(t *testing.T) {
 func TestInstallers(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.wantReport(e.programs(nil, "git", "npm", "pip", "apt"), map[string]string{
-			"git.files": "5000", "git.status": "0", "git.tree": "3f7d8ab5e5dc4580ab9318cc986fe14fba186195", "git.fsck": "0",
-			"npm.packages": "80", "npm.sum": "3160",
+			"git.files": "2500", "git.status": "0", "git.tree": "304f929ccb2195c53fb41c78c102d53c64e5f352", "git.fsck": "0",
+			"npm.packages": "40", "npm.sum": "780",
 			"pip.packages": "11", "pip.sum": "45",
 			"apt.installed": "5", "apt.configured": "configure", "apt.left": "0",
 		})
