@@ -27,9 +27,8 @@ const insideVar = "BOXLITE_BENCH_WORK"
 
 type options struct {
 	boxlite, load, bare string
-	quick               bool
-	dind, pods          bool
-	programs            bool
+	quick, dind         bool
+	pods, programs      bool
 	json, plot          string
 }
 
