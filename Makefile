@@ -145,20 +145,26 @@ kernel-host:
 
 .PHONY: images
 images: ## build the images of images/ from Debian packages; from the cache if nothing has changed (root)
-	images/build.sh dind machine programs
+	images/build.sh dind machine
 
 # Never from go test's cache: the binaries, dockerd and the kernel are not in its key.
 .PHONY: e2e
 e2e: all prebuilt kernel-host images ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
-	$(GO) test -count=1 -p 1 -v -timeout 75m $(ALLTESTFLAGS) ./e2e/...
+	$(GO) test -count=1 -p 1 -v -timeout 75m $(if $(RUN),,-skip ^TestReal) $(ALLTESTFLAGS) ./e2e/...
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
+
+# Not in test: they take seven minutes more, and their image half an hour the first time.
+.PHONY: programs
+programs: all ## databases, servers, compilers, installers and debuggers in containers of runc and boxlite (root)
+	images/build.sh programs
+	$(GO) test -count=1 -v -timeout 40m $(or $(if $(RUN),$(ALLTESTFLAGS)),-run ^TestReal $(TESTFLAGS)) ./e2e
 
 # The end-to-end tests in Debian 13, whose engines, QEMU and virtiofsd are others.
 .PHONY: test-trixie
 test-trixie: all prebuilt cri-tools kernel-host images ## the e2e tests in a Debian 13 userland; RUN chooses some by name (root)
 	@echo '== e2e tests in Debian 13'
-	scripts/test-trixie.sh -count=1 -p 1 -v -timeout 120m $(ALLTESTFLAGS) ./e2e/...
+	scripts/test-trixie.sh -count=1 -p 1 -v -timeout 120m $(if $(RUN),,-skip ^TestReal) $(ALLTESTFLAGS) ./e2e/...
 
 .PHONY: trixie-check
 trixie-check: all ## those that differ most by engine, QEMU or virtiofsd, in a Debian 13 userland (root)

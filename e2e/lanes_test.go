@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -59,8 +60,8 @@ func laneCount() (int, error) {
 	return n, nil
 }
 
-// orders are the patterns for -test.run that together run what this run's own pattern chooses. A pattern that names subtests
-// is one order.
+// orders are the patterns for -test.run that together run what this run's own pattern chooses, without whole tests that
+// -test.skip names. A pattern that names subtests is one order.
 func orders() (sideBySide, last []string, err error) {
 	pattern := flag.Lookup("test.run").Value.String()
 	if strings.Contains(pattern, "/") {
@@ -73,7 +74,16 @@ func orders() (sideBySide, last []string, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the tests: %w", err)
 	}
+	var skipped *regexp.Regexp
+	if pattern := flag.Lookup("test.skip").Value.String(); pattern != "" && !strings.Contains(pattern, "/") {
+		if skipped, err = regexp.Compile(pattern); err != nil {
+			return nil, nil, fmt.Errorf("-skip: %w", err)
+		}
+	}
 	for name := range strings.FieldsSeq(string(list)) {
+		if skipped != nil && skipped.MatchString(name) {
+			continue
+		}
 		if slices.Contains(alone, name) {
 			last = append(last, "^"+name+"$")
 		} else {

@@ -29,7 +29,7 @@ func (e *env) programs(flags []string, names ...string) map[string]string {
 }
 
 // Each database is killed and recovers.
-func TestDatabases(t *testing.T) {
+func TestRealDatabases(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.wantReport(e.programs(nil, "postgres", "mariadb", "redis", "sqlite"), map[string]string{
 			"postgres.accounts": "100000", "postgres.transactions": "200", "postgres.balanced": "t", "postgres.recovered": "1",
@@ -41,7 +41,7 @@ func TestDatabases(t *testing.T) {
 }
 
 // What a database has committed is in the volume when its container, with its VM, is killed.
-func TestDatabaseOfAKilledContainer(t *testing.T) {
+func TestRealDatabaseOfAKilledContainer(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.patient()
 		const begin = `
@@ -72,13 +72,13 @@ as pg_ctl -D data -m fast -w stop >/dev/null`)...)
 	})
 }
 
-func TestWebServer(t *testing.T) {
+func TestRealWebServer(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.wantReport(e.programs(nil, "nginx"), map[string]string{"nginx.complete": "4000", "nginx.failed": "0", "nginx.bytes": "16384000"})
 	})
 }
 
-func TestGit(t *testing.T) {
+func TestRealGit(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.wantReport(e.programs(nil, "git"), map[string]string{
 			"git.files": "2500", "git.status": "0", "git.tree": "304f929ccb2195c53fb41c78c102d53c64e5f352", "git.fsck": "0",
@@ -87,7 +87,7 @@ func TestGit(t *testing.T) {
 }
 
 // Programs that make many files of the packages that they are given.
-func TestInstallers(t *testing.T) {
+func TestRealInstallers(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.wantReport(e.programs(nil, "npm", "pip", "apt"), map[string]string{
 			"npm.packages": "40", "npm.sum": "780",
@@ -97,7 +97,7 @@ func TestInstallers(t *testing.T) {
 	})
 }
 
-func TestCompilers(t *testing.T) {
+func TestRealCompilers(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		goroot, err := exec.Command("go", "env", "GOROOT").Output()
 		e.noErr(err)
@@ -109,7 +109,7 @@ func TestCompilers(t *testing.T) {
 	})
 }
 
-func TestJavaSeesItsLimits(t *testing.T) {
+func TestRealJavaSeesItsLimits(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.wantReport(e.programs([]string{"--cpus", "1", "--memory", "512m"}, "java"), map[string]string{
 			"java.cpus": "1", "java.memory": "512.00M", "java.heap": "134217728", "java.serial": "true",
@@ -118,7 +118,7 @@ func TestJavaSeesItsLimits(t *testing.T) {
 }
 
 // Sessions, copies and a file system over ssh.
-func TestSSH(t *testing.T) {
+func TestRealSSH(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		flags := []string{"--cap-add", "SYS_ADMIN", "--device", "/dev/fuse", "--security-opt", "apparmor=unconfined"}
 		e.wantReport(e.programs(flags, "sshd", "rsync", "sshfs"), map[string]string{
@@ -129,7 +129,7 @@ func TestSSH(t *testing.T) {
 	})
 }
 
-func TestDebuggers(t *testing.T) {
+func TestRealDebuggers(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.wantReport(e.programs([]string{"--cap-add", "SYS_PTRACE"}, "strace", "gdb"), map[string]string{
 			"strace.started": "10", "strace.summary": "2", "strace.attached": "yes", "strace.injected": "1",
@@ -139,7 +139,7 @@ func TestDebuggers(t *testing.T) {
 }
 
 // An ordinary user's sandbox, which needs no capability.
-func TestBubblewrap(t *testing.T) {
+func TestRealBubblewrap(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		e.wantReport(e.programs([]string{"--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"}, "bubblewrap"), map[string]string{
 			"bubblewrap.user": "1000", "bubblewrap.root": "0", "bubblewrap.host": "inside", "bubblewrap.readonly": "Read-only file system",
