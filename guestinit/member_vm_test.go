@@ -122,7 +122,9 @@ func TestMembers(t *testing.T) {
 	// One may come again under the same name, and one that runs may be removed.
 	makeRootfs(t, filepath.Join(v.dir, "share", guestproto.MemberName("near"), "rootfs"))
 	near.startMember(v.memberSpec("near", shell("sleep 1003")), map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "far"})
-	if r := far.exec("sees", shell("ps | grep -c 'sleep 100[0-9]$'"), ""); r.stdout != "2\n" {
+	const count = `n=$(ps | grep -c 'sleep 100[0-9]$')`
+	// Its program may not have begun when the start is acknowledged.
+	if r := far.exec("sees", shell(count+"; i=0; while [ $n = 1 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); "+count+"; done; echo $n"), ""); r.stdout != "2\n" {
 		t.Errorf("far sees %q processes that sleep, want its own and that of who has joined", r.stdout)
 	}
 	v.removeMember("far")
