@@ -38,12 +38,7 @@ func (m *monitor) followFiles() {
 		return
 	case <-time.After(watchesDelay):
 	}
-	root, err := openRoot()
-	if err != nil {
-		m.log.Warn("what the host changes is not told to those who watch it in the container", "error", err)
-		return
-	}
-	m.own.showFiles(root, m.cfg.Plan.Guest)
+	m.own.showFiles(nil, m.cfg.Plan.Guest)
 	defer m.own.hideFiles()
 	f := &fileFollower{monitor: m}
 	defer f.close()
@@ -78,8 +73,20 @@ type fileFollower struct {
 
 // shownFiles are the files of the share that a container has.
 type shownFiles struct {
-	root   *os.File // the container's on the host; nil when it has ended
+	root   *os.File // a member's on the host; nil for the monitor's own
 	places []shownPlace
+}
+
+// open opens the container's root on the host. The caller closes it.
+func (s shownFiles) open() (*os.File, error) {
+	if s.root == nil {
+		return openRoot()
+	}
+	fd, err := unix.FcntlInt(s.root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), "root"), nil
 }
 
 // shownPlace is a place of the share that the container has as a mount, or as its root.
@@ -131,20 +138,17 @@ func (f *fileFollower) locate(name string) (root *os.File, dir, below string, er
 	defer f.mu.Unlock()
 	for _, c := range containers {
 		dir, below, ok := c.shown.locate(name)
-		if !ok || c.shown.root == nil {
-			continue
+		if ok {
+			root, err = c.shown.open()
+			return root, dir, below, err
 		}
-		fd, err := unix.FcntlInt(c.shown.root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			return nil, "", "", os.NewSyscallError("fcntl", err)
-		}
-		return os.NewFile(uintptr(fd), "root"), dir, below, nil
 	}
 	return nil, "", "", nil
 }
 
-// showFiles lets the host's changes of the container's files be followed, and keeps root
-// until hideFiles.
+// showFiles lets the host's changes of the container's files be followed, and keeps a
+// member's root until hideFiles. The monitor's own is open only while a file is looked
+// for, as who enters the container sees the monitor's descriptors.
 func (m *tenant) showFiles(root *os.File, guest *specs.Spec) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -155,8 +159,8 @@ func (m *tenant) showFiles(root *os.File, guest *specs.Spec) {
 func (m *tenant) hideFiles() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_ = m.shown.root.Close() // nothing was written
-	m.shown.root = nil
+	_ = m.shown.root.Close() // nothing was written; nil for the monitor's own
+	m.shown = shownFiles{}
 }
 
 // follow watches what the guest watches now, and no longer what has gone.
