@@ -278,12 +278,9 @@ const killPatience = 2 * time.Second
 
 func (m *tenant) signal(n int, all bool) error {
 	if n == int(unix.SIGKILL) {
-		m.mu.Lock()
-		if !m.wasKilled() {
-			close(m.killed)
+		if m.markKilled() {
 			time.AfterFunc(killPatience, m.endVM)
 		}
-		m.mu.Unlock()
 		if _, err := m.unpause(); err != nil {
 			m.log.Debug("resume for SIGKILL", "error", err) // the VM is ended in a moment
 		}
@@ -301,6 +298,17 @@ func (m *tenant) signal(n int, all bool) error {
 		return fmt.Errorf("%w", ErrNotRunning)
 	}
 	return err
+}
+
+// markKilled has the container's end be one by SIGKILL. It says whether it is the first to.
+func (m *tenant) markKilled() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.wasKilled() {
+		return false
+	}
+	close(m.killed)
+	return true
 }
 
 func (m *tenant) wasKilled() bool {

@@ -79,6 +79,9 @@ func (m *tenant) answerStart(conn *net.UnixConn, traced bool) error {
 		return controlReply{Error: toControlError(err)}.send(conn)
 	}
 	if err != nil {
+		if !errors.Is(err, ErrVMLost) {
+			m.markKilled() // the caller kills the monitor, and may find that it has ended
+		}
 		defer m.fail(fmt.Errorf("start: %w", err))
 	}
 	reply := controlReply{Error: toControlError(err), Trace: steps.Take()}
