@@ -414,14 +414,26 @@ func TestProcessPowersHostSocket(t *testing.T) {
 	})
 }
 
-// A pod's member has one too, and no other process, while the monitor of the pod's sandbox has the powers of any monitor.
+// A pod's member has one too, and no other process. The monitor of the pod's sandbox has the powers of any monitor, and the
+// member's root open.
 func TestProcessPowersPod(t *testing.T) {
 	eachVM(t, func(e *env) {
 		p := e.byHand().pod(nil)
 		c := p.create(p.member("powers", "exec sleep 1000", ipcAndUTS, nil))
 		c.start()
 		p.wantPowers(c.pid, ownID(c.pid), row(rowExec, false))
-		p.wantPowers(p.sandbox.pid, ownID(p.sandbox.pid), row(rowMonitor, true))
+		monitor := row(rowMonitor, true)
+		monitor.directories = "others: /"
+		p.wantPowers(p.sandbox.pid, ownID(p.sandbox.pid), monitor)
+		root, err := os.Stat("/proc/" + itoa(c.pid) + "/root")
+		p.noErr(err)
+		fds, err := filepath.Glob("/proc/" + itoa(p.sandbox.pid) + "/fd/*")
+		p.noErr(err)
+		for _, fd := range fds {
+			if st, err := os.Stat(fd); err == nil && st.IsDir() && !os.SameFile(st, root) {
+				p.Errorf("the monitor has a directory open as %s that is not the member's root", fd)
+			}
+		}
 		p.want("children of the stand-in", p.shOut(fmt.Sprintf("cat /proc/%d/task/*/children", c.pid)), "")
 		p.must("delete", "--force", c.id)
 	})
