@@ -169,22 +169,29 @@ func (h *host) bundle(id string, args ...string) (string, error) {
 	if _, err := output("runc", "spec", "--bundle", dir); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "config.json")
+	return dir, editSpec(dir, func(spec *specs.Spec) {
+		spec.Process.Args, spec.Process.Terminal = args, false
+		spec.Root.Path, spec.Root.Readonly = h.rootfs(), false
+		spec.Linux.CgroupsPath = "/" + h.tag + "/" + id
+	})
+}
+
+// editSpec changes the config.json of a bundle.
+func editSpec(bundle string, edit func(*specs.Spec)) error {
+	path := filepath.Join(bundle, "config.json")
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return "", err
+		return err
 	}
 	spec := new(specs.Spec)
 	if err := json.Unmarshal(raw, spec); err != nil {
-		return "", err
+		return err
 	}
-	spec.Process.Args, spec.Process.Terminal = args, false
-	spec.Root.Path, spec.Root.Readonly = h.rootfs(), false
-	spec.Linux.CgroupsPath = "/" + h.tag + "/" + id
+	edit(spec)
 	if raw, err = json.Marshal(spec); err != nil {
-		return "", err
+		return err
 	}
-	return dir, os.WriteFile(path, raw, 0o644)
+	return os.WriteFile(path, raw, 0o644)
 }
 
 // startDocker starts a dockerd and gives it an image.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,32 +61,21 @@ func (p *pod) bundle(id string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "config.json")
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
-	spec := new(specs.Spec)
-	if err := json.Unmarshal(raw, spec); err != nil {
-		return "", err
-	}
-	kind, sandbox := "sandbox", id
-	if p.pid != 0 {
-		kind, sandbox = "container", p.ids[0]
-		for i := range spec.Linux.Namespaces {
-			switch ns := &spec.Linux.Namespaces[i]; ns.Type {
-			case specs.NetworkNamespace:
-				ns.Path = fmt.Sprintf("/proc/%d/ns/net", p.pid)
-			case specs.IPCNamespace, specs.UTSNamespace:
-				ns.Path = fmt.Sprintf("/proc/%d/ns/%s", p.pid, ns.Type)
+	return dir, editSpec(dir, func(spec *specs.Spec) {
+		kind, sandbox := "sandbox", id
+		if p.pid != 0 {
+			kind, sandbox = "container", p.ids[0]
+			for i := range spec.Linux.Namespaces {
+				switch ns := &spec.Linux.Namespaces[i]; ns.Type {
+				case specs.NetworkNamespace:
+					ns.Path = fmt.Sprintf("/proc/%d/ns/net", p.pid)
+				case specs.IPCNamespace, specs.UTSNamespace:
+					ns.Path = fmt.Sprintf("/proc/%d/ns/%s", p.pid, ns.Type)
+				}
 			}
 		}
-	}
-	spec.Annotations = map[string]string{"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": sandbox}
-	if raw, err = json.Marshal(spec); err != nil {
-		return "", err
-	}
-	return dir, os.WriteFile(path, raw, 0o644)
+		spec.Annotations = map[string]string{"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": sandbox}
+	})
 }
 
 // end removes the pod.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -96,7 +95,7 @@ func programsContainer(h *host, scale int, s subject, id string) (j *journal, er
 	if err != nil {
 		return j, err
 	}
-	if err := programsSpec(filepath.Join(bundle, "config.json"), root, filepath.Join(dir, "files")); err != nil {
+	if err := programsSpec(bundle, root, filepath.Join(dir, "files")); err != nil {
 		return j, err
 	}
 	cmd := exec.Command(s.bin, append(slices.Clone(s.flags), "run", "--bundle", bundle, id)...)
@@ -114,15 +113,7 @@ func programsContainer(h *host, scale int, s subject, id string) (j *journal, er
 }
 
 // programsSpec gives the bundle's container what docker run gives it, and what FUSE, debuggers and sandboxes take.
-func programsSpec(path, root, work string) error {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	spec := new(specs.Spec)
-	if err := json.Unmarshal(raw, spec); err != nil {
-		return err
-	}
+func programsSpec(bundle, root, work string) error {
 	tree, err := filepath.Abs(".")
 	if err != nil {
 		return err
@@ -131,26 +122,24 @@ func programsSpec(path, root, work string) error {
 	if err != nil {
 		return err
 	}
-	spec.Root.Path = root
-	spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" }) // runsc has no such
-	for target, source := range map[string]string{"/work": work, "/workloads": filepath.Join(tree, "images/programs/workloads"), "/usr/local/go": goroot} {
-		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", "rprivate"}})
-	}
-	caps := []string{
-		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP",
-		"CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE",
-	}
-	spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Permitted: caps, Effective: caps}
-	spec.Process.NoNewPrivileges = false
-	spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 8192, Soft: 8192}}
-	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = nil, nil
-	mode := os.FileMode(0o666)
-	spec.Linux.Devices = append(spec.Linux.Devices, specs.LinuxDevice{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229, FileMode: &mode})
-	spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: new(int64(10)), Minor: new(int64(229)), Access: "rwm"})
-	if raw, err = json.Marshal(spec); err != nil {
-		return err
-	}
-	return os.WriteFile(path, raw, 0o644)
+	return editSpec(bundle, func(spec *specs.Spec) {
+		spec.Root.Path = root
+		spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" }) // runsc has no such
+		for target, source := range map[string]string{"/work": work, "/workloads": filepath.Join(tree, "images/programs/workloads"), "/usr/local/go": goroot} {
+			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", "rprivate"}})
+		}
+		caps := []string{
+			"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP",
+			"CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE",
+		}
+		spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Permitted: caps, Effective: caps}
+		spec.Process.NoNewPrivileges = false
+		spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 8192, Soft: 8192}}
+		spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = nil, nil
+		mode := os.FileMode(0o666)
+		spec.Linux.Devices = append(spec.Linux.Devices, specs.LinuxDevice{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229, FileMode: &mode})
+		spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: new(int64(10)), Minor: new(int64(229)), Access: "rwm"})
+	})
 }
 
 // programTable has a line for each program, with the medians and how they compare; it is empty if none was measured.

@@ -101,7 +101,7 @@ const mostFiles = 1 << 30
 // allowance is how many files a guest may know that has forgotten all but so many,
 // until it has to forget again: it loses its cached content each time. That is half of
 // the room that is left. Beyond the limit, where files of other file systems must be
-// among them, it is half of the limit more.
+// among them (Debian's kernel counts these too), it is half of the limit more.
 func allowance(kept, limit int) int {
 	if kept >= limit {
 		return kept + limit/2

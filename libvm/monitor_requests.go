@@ -79,10 +79,10 @@ func (m *tenant) answerStart(conn *net.UnixConn, traced bool) error {
 		return controlReply{Error: toControlError(err)}.send(conn)
 	}
 	if err != nil {
-		if !errors.Is(err, ErrVMLost) {
+		if m.isOwn() && !errors.Is(err, ErrVMLost) {
 			m.markKilled() // the caller kills the monitor, and may find that it has ended
 		}
-		defer m.fail(fmt.Errorf("start: %w", err))
+		defer m.fail(fmt.Errorf("start: %w", err)) // which kills a member
 	}
 	reply := controlReply{Error: toControlError(err), Trace: steps.Take()}
 	sendErr := reply.send(conn)

@@ -193,7 +193,7 @@ func (f *fileFollower) add(w guestproto.Watch) (err error) {
 		return err
 	}
 	if root == nil {
-		f.log.Debug("the guest watches what no container of its has", "path", guesttext.Harmless(string(w.Path)))
+		f.log.Debug("the guest watches what none of its containers has", "path", guesttext.Harmless(string(w.Path)))
 		return nil
 	}
 	defer root.Close()
