@@ -32,6 +32,8 @@ FUZZTIME  ?= 1m
 COLD = TestRunByHand|TestLifecycleByHand|TestPrivilegedInItsOwnKernel|TestBridgeNetwork|TestVolumeBothWays|TestPartsKilled$$|TestCreateKilled
 # TRIXIE are the end-to-end tests that differ most by engine, QEMU or virtiofsd.
 TRIXIE = TestCapabilityFlags|TestBuild|TestNetworkConnect|TestManyFiles|TestContainerd|TestProcessPowers|TestProgramsReadAgain|TestPodmanNetworkReload|TestPodmanPod
+# FULL are the end-to-end tests for the third guest kernel, and those whose containers get it where it is built.
+FULL = ^TestFull|^TestOwnKernel$$|^TestPrivilegedInItsOwnKernel$$|^TestHostUntouched$$|^TestDockerInDocker$$|^TestKernelOfItsNeeds$$
 ALLTESTFLAGS = $(strip $(if $(RUN),-run '$(RUN)') $(TESTFLAGS))
 
 .PHONY: all
@@ -84,6 +86,10 @@ install-program: bin/boxlite bin/initramfs.cpio man
 .PHONY: install-kernels
 install-kernels: kernels
 	install -D -m 0644 -t $(DESTDIR)$(LIBDIR) bin/vmlinux-lean bin/vmlinux-net
+
+.PHONY: install-kernel-full
+install-kernel-full: kernel-full ## install the third guest kernel, which containers with CAP_SYS_ADMIN or CAP_BPF get from then on
+	install -D -m 0644 -t $(DESTDIR)$(LIBDIR) bin/vmlinux-full
 
 .PHONY: uninstall
 uninstall: ## remove what install has put there
@@ -138,10 +144,9 @@ fuzz: ## each fuzz target for FUZZTIME (default 1m); RUN chooses some by name
 	@echo '== fuzzing'
 	@GO='$(GO)' scripts/fuzz.sh '$(FUZZTIME)' '$(RUN)'
 
-# The kernel of the outer machine in which the KVM path is tested.
-.PHONY: kernel-host
-kernel-host:
-	kernels/build.sh --out bin host
+.PHONY: kernel-full
+kernel-full: ## build the third guest kernel, to trace and for more file systems; from the cache if nothing has changed
+	kernels/build.sh --out bin full
 
 .PHONY: images
 images: ## build the images of images/ from Debian packages; from the cache if nothing has changed (root)
@@ -149,9 +154,9 @@ images: ## build the images of images/ from Debian packages; from the cache if n
 
 # Never from go test's cache: the binaries, dockerd and the kernel are not in its key.
 .PHONY: e2e
-e2e: all prebuilt kernel-host images ## containers through a real dockerd, by hand and under KVM (root)
+e2e: all prebuilt images ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
-	$(GO) test -count=1 -p 1 -v -timeout 75m $(if $(RUN),,-skip ^TestReal) $(ALLTESTFLAGS) ./e2e/...
+	$(GO) test -count=1 -p 1 -v -timeout 75m $(if $(RUN),,-skip '^Test(Real|Full)') $(ALLTESTFLAGS) ./e2e/...
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
 
 # Not in test: they take seven minutes more, and their image half an hour the first time.
@@ -160,11 +165,17 @@ programs: all ## databases, servers, compilers, installers and debuggers in cont
 	images/build.sh programs
 	$(GO) test -count=1 -v -timeout 40m $(or $(if $(RUN),$(ALLTESTFLAGS)),-run ^TestReal $(TESTFLAGS)) ./e2e
 
+# Not in test: compiling this kernel takes as long as the two others twice.
+.PHONY: test-full
+test-full: all kernel-full ## what the third guest kernel has, and that Docker in Docker and privileged containers work with it (root)
+	images/build.sh dind tools
+	E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 60m $(or $(if $(RUN),$(ALLTESTFLAGS)),-run '$(FULL)' $(TESTFLAGS)) ./e2e
+
 # The end-to-end tests in Debian 13, whose engines, QEMU and virtiofsd are others.
 .PHONY: test-trixie
-test-trixie: all prebuilt cri-tools kernel-host images ## the e2e tests in a Debian 13 userland; RUN chooses some by name (root)
+test-trixie: all prebuilt cri-tools images ## the e2e tests in a Debian 13 userland; RUN chooses some by name (root)
 	@echo '== e2e tests in Debian 13'
-	scripts/test-trixie.sh -count=1 -p 1 -v -timeout 120m $(if $(RUN),,-skip ^TestReal) $(ALLTESTFLAGS) ./e2e/...
+	scripts/test-trixie.sh -count=1 -p 1 -v -timeout 120m $(if $(RUN),,-skip '^Test(Real|Full)') $(ALLTESTFLAGS) ./e2e/...
 
 .PHONY: trixie-check
 trixie-check: all ## those that differ most by engine, QEMU or virtiofsd, in a Debian 13 userland (root)

@@ -145,7 +145,7 @@ func TestCompletions(t *testing.T) {
 		{"run --bundle=/b ", "web db"},
 		{"list --format ", "table json"},
 		{"template ", "create list delete path"},
-		{"template create --kernel ", "lean net"},
+		{"template create --kernel ", "lean net full"},
 		{"completion ", "bash zsh fish"},
 		{"exec web -- ", ""},
 		{"nosuch ", "create"},

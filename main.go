@@ -136,7 +136,7 @@ var globalFlags = []cli.Flag{
 	&cli.StringFlag{Name: "cgroup-manager", Usage: "`cgroupfs|systemd|disabled`: who makes the cgroups; disabled for no cgroup at all"},
 	&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "`true|false|auto`: accepted as runc does, changes nothing"},
 	&cli.StringFlag{Name: "criu", Usage: "`path`: accepted as runc does, changes nothing"},
-	&cli.StringFlag{Name: "kernel", Usage: "`lean|net`: guest kernel (default: net for a container with CAP_NET_ADMIN)"},
+	&cli.StringFlag{Name: "kernel", Usage: "`lean|net|full`: guest kernel (default: full, if installed, for a container with CAP_SYS_ADMIN, CAP_BPF or CAP_PERFMON; net for one with CAP_NET_ADMIN)"},
 	&cli.StringFlag{Name: "accel", Value: "auto", Usage: "`auto|kvm|tcg`: hardware virtualization, or emulation; auto takes KVM where it works"},
 	&cli.IntFlag{Name: "vcpus", Usage: "`number` of the VM's processors (default: the CPU limit, or the host's number)"},
 	&cli.IntFlag{Name: "vm-memory", Usage: "`MiB` of the VM (default: the memory limit with room for the guest's kernel, or 1024)"},

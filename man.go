@@ -48,7 +48,7 @@ func buildDate() time.Time {
 type annotation struct{ Name, Value, Usage string }
 
 var annotations = []annotation{
-	{kernels.Annotation, "lean|net", "The guest's kernel. By default that is net for a container with CAP_NET_ADMIN, else lean."},
+	{kernels.Annotation, "lean|net|full", "The guest's kernel. By default that is full, where it is installed, for a container with CAP_SYS_ADMIN, CAP_BPF or CAP_PERFMON; else net for one with CAP_NET_ADMIN; else lean."},
 	{plan.AnnotationMemory, "MiB", "Memory of the VM, that of the guest's kernel included. By default it follows from the memory limit."},
 	{plan.AnnotationVCPUs, "number", "Processors of the VM. By default as many as the CPU limit allows, or the host has."},
 	{plan.AnnotationScratch, "PATH=SIZE", "A disk of its own, such as /var/lib/docker=20G: empty at each start, removed with the container."},

@@ -22,7 +22,7 @@ live on. It needs root, and about 90 MiB for each VM. After an upgrade of boxlit
 QEMU no container takes its VMs until it is started anew.`,
 	Flags: []cli.Flag{
 		&cli.IntFlag{Name: "vms", Value: 1, Usage: "`number` of VMs to keep ready"},
-		&cli.StringFlag{Name: "kernel", Value: string(kernels.Lean), Usage: "`lean|net`: guest kernel"},
+		&cli.StringFlag{Name: "kernel", Value: string(kernels.Lean), Usage: "`lean|net|full`: guest kernel"},
 		vcpusFlag, memoryFlag,
 	},
 	Before: takes(0, 0),

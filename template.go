@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/boxlite-oci/boxlite/kernels"
+	"github.com/boxlite-oci/boxlite/libvm/parts"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
 	"github.com/boxlite-oci/boxlite/libvm/template"
 )
@@ -28,7 +29,7 @@ var templateCreateCommand = &cli.Command{
 	Name:  "create",
 	Usage: "boot VMs and save them, and print their keys",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "kernel", Usage: "`lean|net`: guest kernel (default: one template of each)"},
+		&cli.StringFlag{Name: "kernel", Usage: "`lean|net|full`: guest kernel (default: one template of each that is installed)"},
 		vcpusFlag, memoryFlag,
 	},
 	Action: func(c *cli.Context) error {
@@ -37,6 +38,9 @@ var templateCreateCommand = &cli.Command{
 			return err
 		}
 		kinds := []kernels.Kernel{kernels.Lean, kernels.Net}
+		if images, _, err := parts.FindImages(rt.Parts); err == nil && images[kernels.Full] != "" {
+			kinds = append(kinds, kernels.Full)
+		}
 		if name := c.String("kernel"); name != "" {
 			kernel, _, err := kernels.Select(kernels.Needs{}, "", name)
 			if err != nil {

@@ -189,8 +189,8 @@ func TestKernelChoice(t *testing.T) {
 		if !strings.Contains(string(text), `kernel="lean"`) || !strings.Contains(string(text), "annotation boxlite.kernel") {
 			h.Errorf("the debug log does not say which kernel and why: %s", clip(string(text)))
 		}
-		h.wantFail(`flag --kernel: unknown kernel .*fat.*, valid are .*lean.* and .*net`, "--kernel", "fat", "create", "--bundle", b.dir, b.id)
+		h.wantFail(`flag --kernel: unknown kernel .*fat.*, valid are .*lean.*net.* and .*full`, "--kernel", "fat", "create", "--bundle", b.dir, b.id)
 		b3 := h.bundle("kernel-wrong", "true", func(s *specs.Spec) { s.Annotations = map[string]string{"boxlite.kernel": "host"} })
-		h.wantFail(`annotation boxlite.kernel: unknown kernel .*host.*, valid are .*lean.* and .*net`, "create", "--bundle", b3.dir, b3.id)
+		h.wantFail(`annotation boxlite.kernel: unknown kernel .*host.*, valid are .*lean.*net.* and .*full`, "create", "--bundle", b3.dir, b3.id)
 	})
 }

@@ -101,7 +101,7 @@ func TestOwnKernel(t *testing.T) {
 		if lean == host || net == host {
 			e.Errorf("uname -r = %q and %q, the host's is %q", lean, net, host)
 		}
-		for got, suffix := range map[string]string{lean: "-boxlite-lean", net: "-boxlite-net", all: "-boxlite-net"} {
+		for got, suffix := range map[string]string{lean: "-boxlite-lean", net: "-boxlite-net", all: "-boxlite-" + e.kernelOfAll()} {
 			if !strings.HasSuffix(got, suffix) {
 				e.Errorf("uname -r = %q, want it to end in %q", got, suffix)
 			}

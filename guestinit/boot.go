@@ -79,6 +79,12 @@ func switchRoot() error {
 	return unix.Chdir("/")
 }
 
+// tracingMounts are file systems that only a kernel that traces has. The kernel makes their mount points.
+var tracingMounts = []systemMount{
+	{"/sys/kernel/debug", "debugfs", noExecDevSuid, ""},
+	{"/sys/kernel/tracing", "tracefs", noExecDevSuid, ""},
+}
+
 func mountSystem() error {
 	unix.Umask(0o022)
 	for _, m := range systemMounts {
@@ -86,6 +92,11 @@ func mountSystem() error {
 			return err
 		}
 		if err := mount(m.fstype, m.dir, m.fstype, m.flags, m.options); err != nil {
+			return err
+		}
+	}
+	for _, m := range tracingMounts {
+		if err := mount(m.fstype, m.dir, m.fstype, m.flags, m.options); err != nil && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"sync"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/kmod"
 	"github.com/boxlite-oci/boxlite/internal/tsc"
 )
 
@@ -36,7 +37,7 @@ func main() {
 	booted, _ := tsc.Now()  // who asks for the clock's rate hears the error
 	filter, err := os.ReadFile(guestproto.DeviceFilterFile)
 	check("read the device filter", err)
-	check("load modules", loadModules())
+	check("load modules", kmod.LoadAll(guestproto.ModulesDir))
 	check("switch to a root of our own", switchRoot())
 	check("mount", mountSystem())
 	adoptConsole()

@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
 	cat <<-END
-	usage: kernels/build.sh [--cached] [--source TARBALL_OR_DIR] [--out DIR] lean|net|host ...
+	usage: kernels/build.sh [--cached] [--source TARBALL_OR_DIR] [--out DIR] lean|net|full ...
 
 	  --cached  build and install nothing: fail if a kernel is not in the cache
 	  --source  kernel source instead of the newest /usr/src/linux-source-*.tar.xz (installed if there is none)
@@ -27,10 +27,10 @@ recipe=1
 declare -A fragments=(
 	[lean]="lean"
 	[net]="lean net"
-	[host]="lean net host"
+	[full]="lean net full"
 )
 # Each set of options contains the one before, so in this order the fewest objects are compiled twice.
-order=(lean net host)
+order=(lean net full)
 
 source_path='' out='' key='' cached=''
 declare -A wanted=()
@@ -49,7 +49,7 @@ while [ $# -gt 0 ]; do
 		usage
 		exit 0
 		;;
-	lean | net | host)
+	lean | net | full)
 		wanted[$1]=1
 		shift
 		;;
@@ -81,6 +81,7 @@ install_tools() {
 		command -v "$tool" >/dev/null || missing+=("${tool/#xz/xz-utils}")
 	done
 	[ -e /usr/include/libelf.h ] || missing+=(libelf-dev)
+	[ -z "${wanted[full]:-}" ] || command -v pahole >/dev/null || missing+=(dwarves)
 	[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}" libc6-dev
 }
 
@@ -137,6 +138,7 @@ content_key() {
 		echo "recipe $recipe, source $src_hash"
 		gcc --version | sed -n 1p
 		ld --version | sed -n 1p
+		[ "$1" != full ] || pahole --version
 		merged_fragments "$1"
 	} | sha256sum | cut -c1-20
 }

@@ -15,19 +15,29 @@ type Kernel string
 const (
 	Lean Kernel = "lean" // what ordinary programs use, and a user namespace of their own
 	Net  Kernel = "net"  // Lean plus what takes CAP_NET_ADMIN: routers, firewalls, traffic control
+	Full Kernel = "full" // Net plus tracing, more file systems and networks; not built unless asked for
 )
+
+// All are the kernels, each with all that the one before it has.
+var All = []Kernel{Lean, Net, Full}
+
+// Has says whether everything of another kernel is in k.
+func (k Kernel) Has(other Kernel) bool { return slices.Index(All, k) >= slices.Index(All, other) }
 
 // Annotation is the key in config.json by which a container asks for a kernel.
 const Annotation = "boxlite.kernel"
 
-// Needs are what of a config.json only one of the kernels has. The zero value needs neither.
+// Needs are what of a config.json only some of the kernels have. The zero value needs none but Lean.
 type Needs struct {
 	Capabilities []string          // names as config.json spells them
 	Sysctls      map[string]string // linux.sysctl
+	Devices      []string          // type and number of each of linux.devices, as in "c108:0"
+	// Full says that the kernel Full is there to be chosen. Who could use it makes do with Net or Lean otherwise.
+	Full bool
 }
 
 // Select picks the kernel for a container with these needs. A non-empty flag wins over a non-empty annotation, and both
-// over the needs. The reason is a phrase for the log. A name that is neither Lean nor Net is an error.
+// over the needs. The reason is a phrase for the log. A name that is none of All is an error.
 func Select(needs Needs, annotation, flag string) (kernel Kernel, reason string, err error) {
 	switch {
 	case flag != "":
@@ -37,13 +47,19 @@ func Select(needs Needs, annotation, flag string) (kernel Kernel, reason string,
 	default:
 		kernel, reason = needs.kernel()
 	}
-	if kernel != Lean && kernel != Net {
-		return "", "", fmt.Errorf("%s: unknown kernel %q, valid are %q and %q", reason, string(kernel), Lean, Net)
+	if !slices.Contains(All, kernel) {
+		return "", "", fmt.Errorf("%s: unknown kernel %q, valid are %q, %q and %q", reason, string(kernel), Lean, Net, Full)
 	}
 	return kernel, reason, nil
 }
 
 func (n Needs) kernel() (Kernel, string) {
+	if i := slices.IndexFunc(n.Capabilities, ofFull); i >= 0 && n.Full {
+		return Full, n.Capabilities[i] + " is among the capabilities"
+	}
+	if n.Full && slices.Contains(n.Devices, devicePPP) {
+		return Full, "/dev/ppp is among the devices"
+	}
 	if slices.Contains(n.Capabilities, "CAP_NET_ADMIN") {
 		return Net, "CAP_NET_ADMIN is among the capabilities"
 	}
@@ -54,6 +70,17 @@ func (n Needs) kernel() (Kernel, string) {
 	}
 	return Lean, "nothing in config.json needs " + string(Net)
 }
+
+// devicePPP is /dev/ppp, which only Full has.
+const devicePPP = "c108:0"
+
+// ofFull says whether Full has more than Net for a capability: to trace, and to mount.
+func ofFull(capability string) bool {
+	return capability == "CAP_SYS_ADMIN" || capability == "CAP_BPF" || capability == "CAP_PERFMON"
+}
+
+// Traces says whether a process with these capabilities may trace the kernel.
+func Traces(capabilities []string) bool { return slices.ContainsFunc(capabilities, ofFull) }
 
 // netSysctls begin or are the names of the kernel parameters that Net has and Lean lacks, where a dot parts them.
 var netSysctls = []string{

@@ -27,6 +27,13 @@ func TestSelect(t *testing.T) {
 		{"another of an interface", sysctl("net.ipv6.conf.eth0.accept_ra", "1"), "", "", Lean, "nothing in config.json needs net"},
 		{"bbr", sysctl("net.ipv4.tcp_congestion_control", "bbr"), "", "", Lean, "nothing in config.json needs net"},
 		{"net admin", netAdmin, "", "", Net, "CAP_NET_ADMIN is among the capabilities"},
+		{"to trace, without full", Needs{Capabilities: []string{"CAP_BPF", "CAP_NET_ADMIN"}}, "", "", Net, "CAP_NET_ADMIN is among the capabilities"},
+		{"to trace", Needs{Capabilities: []string{"CAP_NET_ADMIN", "CAP_PERFMON"}, Full: true}, "", "", Full, "CAP_PERFMON is among the capabilities"},
+		{"to mount", Needs{Capabilities: []string{"CAP_SYS_ADMIN"}, Full: true}, "", "", Full, "CAP_SYS_ADMIN is among the capabilities"},
+		{"to dial", Needs{Capabilities: netAdmin.Capabilities, Devices: []string{"c10:200", "c108:0"}, Full: true}, "", "", Full, "/dev/ppp is among the devices"},
+		{"to dial, without full", Needs{Capabilities: netAdmin.Capabilities, Devices: []string{"c108:0"}}, "", "", Net, "CAP_NET_ADMIN is among the capabilities"},
+		{"no use of full", Needs{Capabilities: netAdmin.Capabilities, Full: true}, "", "", Net, "CAP_NET_ADMIN is among the capabilities"},
+		{"annotation for full", Needs{}, "full", "", Full, "annotation boxlite.kernel"},
 		{"annotation over capabilities", netAdmin, "lean", "", Lean, "annotation boxlite.kernel"},
 		{"flag over capabilities", Needs{}, "", "net", Net, "flag --kernel"},
 		{"flag over annotation", Needs{}, "net", "lean", Lean, "flag --kernel"},
@@ -55,9 +62,19 @@ func TestSelectUnknown(t *testing.T) {
 			t.Errorf("Select(Needs{}, %q, %q) = %q, %q, nil, want an error", tt.annotation, tt.flag, kernel, reason)
 			continue
 		}
-		for _, part := range []string{tt.from, `"lean"`, `"net"`} {
+		for _, part := range []string{tt.from, `"lean"`, `"net"`, `"full"`} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("Select(Needs{}, %q, %q): error %q does not name %s", tt.annotation, tt.flag, err, part)
+			}
+		}
+	}
+}
+
+func TestHas(t *testing.T) {
+	for i, k := range All {
+		for j, other := range All {
+			if got := k.Has(other); got != (i >= j) {
+				t.Errorf("%s.Has(%s) = %t", k, other, got)
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/boxlite-oci/boxlite/kernels"
 	"github.com/boxlite-oci/boxlite/libvm/accel"
 	"github.com/boxlite-oci/boxlite/libvm/parts"
 	"github.com/boxlite-oci/boxlite/libvm/plan"
@@ -120,6 +121,8 @@ func (b *birth) makePlan(id string) (err error) {
 	}
 	if b.pod != nil {
 		facts.Pod = b.pod.facts(id)
+	} else if images, _, err := parts.FindImages(b.rt.Parts); err == nil { // else findParts says it
+		_, facts.FullKernel = images[kernels.Full]
 	}
 	if err := b.lookAround(id, facts); err != nil {
 		return err

@@ -4,9 +4,9 @@ package kvm
 // finds a working KVM in an emulated VM:
 //
 //	this machine                 go test
-//	  |                            |  builds vmlinux-host and outerinit, starts virtiofsd for /usr, boxlite's directory, work
+//	  |                            |  fetches Debian's kernel, builds outerinit, starts virtiofsd for /usr, boxlite's directory, work
 //	  +- QEMU, TCG, -cpu max  <----+
-//	       |  vmlinux-host, outerinit as PID 1: makes a root of the shares, runs the test's steps (shell scripts)
+//	       |  vmlinux of Debian, outerinit as PID 1: makes a root of the shares, runs the test's steps (shell scripts)
 //	       +- boxlite --accel kvm
 //	            +- QEMU, -accel kvm
 //	                 |  vmlinux-lean, guestinit

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/boxlite-oci/boxlite/internal/tsc"
 	"github.com/boxlite-oci/boxlite/libvm/parts"
 )
 
@@ -68,6 +69,10 @@ func (o *outer) run(steps []Step) (results map[string]Result, stalled string) {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(o.work, LinkerCache), text, 0o644)
 	}
+	var khz int
+	if err == nil {
+		khz, err = tsc.Measure()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +82,7 @@ func (o *outer) run(steps []Step) (results map[string]Result, stalled string) {
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3G",
 		"-object", "memory-backend-memfd,id=ram,share=on,size=3G",
 		"-kernel", kernel, "-initrd", filepath.Join(o.dir, "initramfs.cpio"),
-		"-append", "console=hvc0 quiet panic=-1 lapic_timer_khz=1000000 tsc=reliable no_timer_check random.trust_cpu=on initcall_blacklist=jent_mod_init",
+		"-append", fmt.Sprintf("console=hvc0 quiet panic=-1 tsc=reliable tsc_early_khz=%d no_timer_check random.trust_cpu=on", khz),
 		"-device", "virtio-serial-pci,disable-legacy=on",
 		"-chardev", "stdio,id=console,signal=off", "-device", "virtconsole,chardev=console",
 		"-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,disable-legacy=on,rng=entropy",
@@ -93,20 +98,22 @@ func (o *outer) run(steps []Step) (results map[string]Result, stalled string) {
 	return o.results(steps)
 }
 
-// build makes the outer VM's kernel, which is quick if the cache has it, and its initramfs.
+// build fetches the outer VM's kernel, which is quick if the cache has it, and makes its initramfs.
 func (o *outer) build() (kernel string) {
 	o.t.Helper()
-	out, err := exec.Command("../../kernels/build.sh", "--out", "../../bin", "host").CombinedOutput()
+	const prebuilt = "../../bin/prebuilt"
+	out, err := exec.Command("../../kernels/prebuilt.sh", "--out", prebuilt).CombinedOutput()
 	if err != nil {
-		o.t.Fatalf("kernels/build.sh host: %v: %s", err, out)
+		o.t.Fatalf("kernels/prebuilt.sh: %v: %s", err, out)
 	}
-	script := `go build -trimpath -o "$0/outerinit" ./outerinit && go run ../../initramfs -o "$0/initramfs.cpio" "$0/outerinit"`
+	script := `go build -trimpath -o "$0/outerinit" ./outerinit &&
+		go run ../../initramfs -o "$0/initramfs.cpio" -modules ` + prebuilt + `/modules/ -names outer.modules "$0/outerinit"`
 	build := exec.Command("sh", "-c", script, o.dir)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		o.t.Fatalf("outerinit: %v: %s", err, out)
 	}
-	return "../../bin/vmlinux-host"
+	return prebuilt + "/vmlinux-lean"
 }
 
 // share starts a virtiofsd for a directory and returns the path of its socket.

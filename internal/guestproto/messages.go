@@ -26,7 +26,7 @@ const (
 	// CreateRequest) of nearly every container.
 	DeviceFilterFile = "/device-filter"
 	// ModulesDir is where the initramfs of a distribution's kernel holds modules,
-	// which guestinit loads in the order of their names.
+	// to load in the order of their names.
 	ModulesDir = "/modules"
 	// ShareDir is where guestinit mounts the share. Paths of the guest spec
 	// (root.path and the sources of bind mounts) lie below it.

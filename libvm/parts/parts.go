@@ -139,7 +139,11 @@ func (p *Parts) Kernel(k kernels.Kernel) (string, error) {
 	if path, ok := p.Kernels[k]; ok {
 		return path, nil
 	}
-	return "", fmt.Errorf("no vmlinux-%s beside %s: install boxlite-kernel, or run make install", k, p.Initramfs)
+	how := "install boxlite-kernel, or run make install"
+	if k == kernels.Full {
+		how = "run make install-kernel-full"
+	}
+	return "", fmt.Errorf("no vmlinux-%s beside %s: %s", k, p.Initramfs, how)
 }
 
 // FindImages looks in the directory of the flag, beside the program, in
@@ -159,7 +163,7 @@ func FindImages(o Options) (map[kernels.Kernel]string, string, error) {
 	}
 	for _, dir := range dirs {
 		images := map[kernels.Kernel]string{}
-		for _, k := range []kernels.Kernel{kernels.Lean, kernels.Net} {
+		for _, k := range kernels.All {
 			if path := filepath.Join(dir, "vmlinux-"+string(k)); readable(path) {
 				images[k] = path
 			}

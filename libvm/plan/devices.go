@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 // guestDevices are the nodes that the guest's kernel can stand behind, with the
@@ -26,13 +27,27 @@ var guestDevices = func() map[string]string {
 	return devices
 }()
 
+// devicesOfFull are those that take the kernel full.
+var devicesOfFull = map[string]string{"/dev/ppp": "c108:0", "/dev/btrfs-control": "c10:234"}
+
+// devicesOf are the nodes that a kernel of ours can stand behind.
+func devicesOf(kernel kernels.Kernel) map[string]string {
+	if kernel != kernels.Full {
+		return guestDevices
+	}
+	devices := maps.Clone(guestDevices)
+	maps.Copy(devices, devicesOfFull)
+	return devices
+}
+
 // devices keeps the nodes of linux.devices that the guest has, and those that
 // stand for nothing on the host either (a plain mknod is then all that is asked
 // for). What is left is a device of the host's: a node with its number would be
 // some other device in the guest. A privileged container gets a node of all
 // that the guest has, as it gets one of all the host has from runc.
 func (p *Plan) devices(host *HostFacts) {
-	numbers := slices.Collect(maps.Values(guestDevices))
+	known := devicesOf(p.Shape.Kernel)
+	numbers := slices.Collect(maps.Values(known))
 	keep := p.Guest.Linux.Devices[:0]
 	var left []string
 	for _, d := range p.Guest.Linux.Devices {
@@ -44,7 +59,7 @@ func (p *Plan) devices(host *HostFacts) {
 		}
 	}
 	if p.Shape.Privileged {
-		keep = addGuestDevices(keep)
+		keep = addDevices(keep, known)
 	}
 	p.Guest.Linux.Devices = keep
 	if len(left) > 0 {
@@ -52,16 +67,16 @@ func (p *Plan) devices(host *HostFacts) {
 	}
 }
 
-// addGuestDevices appends the nodes of the guest's devices whose paths are not
+// addDevices appends the nodes of the guest's devices whose paths are not
 // taken. guestinit makes the standard ones itself, as runc does.
-func addGuestDevices(devices []specs.LinuxDevice) []specs.LinuxDevice {
-	for _, path := range slices.Sorted(maps.Keys(guestDevices)) {
+func addDevices(devices []specs.LinuxDevice, known map[string]string) []specs.LinuxDevice {
+	for _, path := range slices.Sorted(maps.Keys(known)) {
 		if slices.ContainsFunc(devices, func(d specs.LinuxDevice) bool { return d.Path == path }) {
 			continue
 		}
 		d := specs.LinuxDevice{Path: path}
-		if _, err := fmt.Sscanf(guestDevices[path], "%1s%d:%d", &d.Type, &d.Major, &d.Minor); err != nil {
-			panic(err) // the table above
+		if _, err := fmt.Sscanf(known[path], "%1s%d:%d", &d.Type, &d.Major, &d.Minor); err != nil {
+			panic(err) // the tables above
 		}
 		devices = append(devices, d)
 	}

@@ -41,6 +41,9 @@ type HostFacts struct {
 	// Devices holds the devices of linux.devices that exist on the host, by
 	// type and number, as in "b8:0".
 	Devices map[string]bool
+	// FullKernel says that the kernel full is there to be chosen: it is installed, and no
+	// pod has another already.
+	FullKernel bool
 	// Pod is the VM that the container joins; nil for one of its own.
 	Pod *Pod
 	// PodMemoryLimit is that of the cgroup around the sandbox of a pod, in bytes. It is
@@ -81,7 +84,7 @@ const (
 	SourceDirectory            // shared
 	SourceFile                 // shared; fifos too, which then show as inodes
 	SourceDevice               // a character or block device
-	SourceGuest                // a path of proc, sysfs or devtmpfs: the guest has its own
+	SourceGuest                // a path of proc, sysfs, debugfs, tracefs or devtmpfs: the guest has its own
 	SourceShm                  // a tmpfs at /dev/shm
 	SourceSocket               // a unix socket
 )
@@ -157,7 +160,7 @@ func lookAt(source, destination, bundle string) (Source, error) {
 		return src, fmt.Errorf("statfs %s: %w", src.Path, err)
 	}
 	switch {
-	case sfs.Type == unix.PROC_SUPER_MAGIC, sfs.Type == unix.SYSFS_MAGIC,
+	case sfs.Type == unix.PROC_SUPER_MAGIC, sfs.Type == unix.SYSFS_MAGIC, sfs.Type == unix.DEBUGFS_MAGIC, sfs.Type == unix.TRACEFS_MAGIC,
 		sfs.Type == unix.CGROUP_SUPER_MAGIC, sfs.Type == unix.CGROUP2_SUPER_MAGIC:
 		src.Kind, src.GuestPath = SourceGuest, guestCounterpart(src.Path)
 	case st.Mode()&fs.ModeDevice != 0:

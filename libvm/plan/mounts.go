@@ -83,7 +83,7 @@ func (p *Plan) mounts(host *HostFacts) error {
 		if !ok {
 			return fmt.Errorf("mount %s: source %s was not looked at", m.Destination, m.Source)
 		}
-		if _, known := guestDevices[m.Source]; src.Kind == SourceDevice && !known && host.UserNamespace {
+		if _, known := devicesOf(p.Shape.Kernel)[m.Source]; src.Kind == SourceDevice && !known && host.UserNamespace {
 			// What podman --privileged and --device mean where no node can be made.
 			left = append(left, m.Source)
 			continue
@@ -144,7 +144,7 @@ func (p *Plan) bind(m *specs.Mount, src Source) error {
 		m.Options = []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatUint(src.SizeBytes, 10)}
 		return nil
 	case SourceDevice:
-		if _, known := guestDevices[m.Source]; !known {
+		if _, known := devicesOf(p.Shape.Kernel)[m.Source]; !known {
 			return fmt.Errorf("mount %s: device %s is the host's and cannot be shown in a VM", m.Destination, m.Source)
 		}
 		return nil // the guest's own node of that path

@@ -19,7 +19,7 @@ import (
 // Annotations of config.json that shape the VM. A flag of the same name, where
 // there is one, wins over the annotation.
 const (
-	AnnotationKernel = kernels.Annotation // lean or net
+	AnnotationKernel = kernels.Annotation // lean, net or full
 	AnnotationMemory = "boxlite.memory"   // MiB of the VM, the guest kernel's own included
 	AnnotationVCPUs  = "boxlite.vcpus"
 	// AnnotationTemplate is auto, or off to boot the VM where --template would

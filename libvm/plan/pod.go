@@ -9,7 +9,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
-	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 // Pod is what a member has to know of the VM that it joins.
@@ -35,9 +34,9 @@ func (p *Plan) join(spec *specs.Spec, pod *Pod, over Overrides) error {
 		return fmt.Errorf("annotation %s: a member of a pod is in the VM of its sandbox, %s, which has no disk for it", AnnotationScratch, pod.Sandbox)
 	case over.Scratch != "":
 		return errors.New("--scratch: a member of a pod has no disk of its own")
-	case p.Shape.Kernel == kernels.Net && pod.Shape.Kernel != kernels.Net:
+	case !pod.Shape.Kernel.Has(p.Shape.Kernel):
 		return fmt.Errorf("the VM of the pod has the kernel %s, and the container needs %s (%s): give the pod's sandbox, %s, the annotation %s=%s",
-			pod.Shape.Kernel, kernels.Net, p.Shape.KernelReason, pod.Sandbox, AnnotationKernel, kernels.Net)
+			pod.Shape.Kernel, p.Shape.Kernel, p.Shape.KernelReason, pod.Sandbox, AnnotationKernel, p.Shape.Kernel)
 	}
 	p.Member, p.Joins = pod.Member, pod.Joins
 	p.KernelParameters = nil // the sandbox has brought them

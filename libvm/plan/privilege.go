@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 // AnnotationSeccomp with the value "keep" means that the seccomp filter of
@@ -26,6 +28,23 @@ func (p *Plan) privilege(annotations map[string]string, withheld map[string]bool
 		}
 	}
 	return p.unfilter(annotations[AnnotationSeccomp], withheld)
+}
+
+// tracing shows the kernel's files for tracing to a container that may use them, if the VM
+// has that kernel. A host's distribution mounts them for whoever is root there.
+func (p *Plan) tracing() {
+	if p.Shape.Kernel != kernels.Full || p.Shape.Machine.Kernel != "" || !kernels.Traces(allCapabilities(p.Guest.Process)) {
+		return
+	}
+	sys := slices.IndexFunc(p.Guest.Mounts, func(m specs.Mount) bool { return m.Type == "sysfs" && m.Destination == "/sys" })
+	if sys < 0 {
+		return
+	}
+	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug"} {
+		p.Guest.Mounts = slices.Insert(p.Guest.Mounts, sys+1, specs.Mount{
+			Destination: dir, Type: "bind", Source: dir, Options: []string{"rbind", "nosuid", "nodev", "noexec"},
+		})
+	}
 }
 
 // unfilter takes away a seccomp filter that lists the system calls it allows,

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 // filtered is minimal with a filter of that default and a device rule.
@@ -150,5 +152,47 @@ func TestDevicesOfPrivileged(t *testing.T) {
 
 	if devices := rewrite(t, minimal("CAP_MKNOD", "CAP_NET_ADMIN")).Guest.Linux.Devices; len(devices) != 0 {
 		t.Errorf("an unprivileged container got %v", devices)
+	}
+}
+
+// The files for tracing are shown where capabilities and kernel have use for them.
+func TestTracingFiles(t *testing.T) {
+	full := &HostFacts{CPUs: 1, FullKernel: true}
+	pod := func(kernel kernels.Kernel) *HostFacts {
+		return &HostFacts{CPUs: 1, Pod: &Pod{Sandbox: "pod", Member: "m", Shape: Shape{Kernel: kernel}}}
+	}
+	for name, c := range map[string]struct {
+		capability string
+		host       *HostFacts
+		kernel     kernels.Kernel
+		shown      bool
+	}{
+		"no capability":        {"CAP_CHOWN", full, kernels.Lean, false},
+		"to trace":             {"CAP_PERFMON", full, kernels.Full, true},
+		"no such kernel":       {"CAP_SYS_ADMIN", &HostFacts{CPUs: 1}, kernels.Lean, false},
+		"a pod with it":        {"CAP_BPF", pod(kernels.Full), kernels.Full, true},
+		"a pod without it":     {"CAP_BPF", pod(kernels.Net), kernels.Net, false},
+		"a pod, no capability": {"CAP_CHOWN", pod(kernels.Full), kernels.Full, false},
+	} {
+		spec := minimal(c.capability)
+		spec.Mounts = []specs.Mount{
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs"},
+			{Destination: "/sys/kernel/debug", Type: "tmpfs", Source: "tmpfs"},
+		}
+		p, err := Rewrite(spec, "/rootfs", c.host, Overrides{})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var destinations []string
+		for _, m := range p.Guest.Mounts {
+			destinations = append(destinations, m.Destination)
+		}
+		want := []string{"/sys", "/sys/kernel/debug"}
+		if c.shown { // what config.json mounts there hides it
+			want = []string{"/sys", "/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/debug"}
+		}
+		if p.Shape.Kernel != c.kernel || !slices.Equal(destinations, want) {
+			t.Errorf("%s: kernel %s, mounts %q, want %s, %q", name, p.Shape.Kernel, destinations, c.kernel, want)
+		}
 	}
 }

@@ -44,6 +44,7 @@ func Rewrite(spec *specs.Spec, rootfs string, host *HostFacts, over Overrides) (
 		return nil, err
 	}
 	p.devices(host)
+	p.tracing()
 	if p.Shape.Privileged {
 		if err := p.privilege(spec.Annotations, host.WithheldCapabilities); err != nil {
 			return nil, err

@@ -32,7 +32,7 @@ const (
 func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 	caps := allCapabilities(spec.Process)
 	p.Shape.Privileged = slices.Contains(caps, "CAP_SYS_ADMIN")
-	kernel, reason, err := kernels.Select(needsOf(spec, caps), spec.Annotations[AnnotationKernel], over.Kernel)
+	kernel, reason, err := kernels.Select(needsOf(spec, caps, host), spec.Annotations[AnnotationKernel], over.Kernel)
 	if err != nil {
 		return err
 	}
@@ -82,10 +82,13 @@ func (p *Plan) shape(spec *specs.Spec, host *HostFacts, over Overrides) error {
 }
 
 // needsOf says what the container needs of the guest's kernel.
-func needsOf(spec *specs.Spec, caps []string) kernels.Needs {
-	needs := kernels.Needs{Capabilities: caps}
+func needsOf(spec *specs.Spec, caps []string, host *HostFacts) kernels.Needs {
+	needs := kernels.Needs{Capabilities: caps, Full: host.FullKernel}
 	if spec.Linux != nil {
 		needs.Sysctls = spec.Linux.Sysctl
+		for _, d := range spec.Linux.Devices {
+			needs.Devices = append(needs.Devices, deviceKey(d))
+		}
 	}
 	return needs
 }

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/e2e/kvm"
+	"github.com/boxlite-oci/boxlite/internal/guestproto"
+	"github.com/boxlite-oci/boxlite/internal/kmod"
 )
 
 func main() {
@@ -26,7 +28,10 @@ func main() {
 		}
 		return
 	}
-	err := makeRoot()
+	err := kmod.LoadAll(guestproto.ModulesDir)
+	if err == nil {
+		err = makeRoot()
+	}
 	if err == nil {
 		fmt.Println("outerinit: up")
 		err = reapUntilDone()
