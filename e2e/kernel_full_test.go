@@ -5,6 +5,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/boxlite-oci/boxlite/kernels"
 )
 
 // kernelOfAll is the kernel of a container with every capability: full, if it has been built.
@@ -88,6 +92,40 @@ echo "ppp=$([ -c /dev/ppp ] && (: <>/dev/ppp) 2>/dev/null && echo 1 || echo 0)"`
 				e.Fatalf("with %s", strings.Join(c.flags, " "))
 			}
 		}
+	})
+}
+
+// A container gets full for a kernel parameter or a device that only full has.
+func TestFullByNeed(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		parametersOf := func(kernel string) string {
+			b := h.bundle("parameters-"+kernel, "cd /proc/sys && find net -type f -perm -200", nil)
+			return h.must("--kernel", kernel, "run", "--bundle", b.dir, b.id)
+		}
+		net := parametersOf("net")
+		for name := range strings.Lines(parametersOf("full")) {
+			if name = strings.TrimSpace(name); strings.Contains(net, name+"\n") {
+				continue
+			}
+			if kernel, reason, err := kernels.Select(kernels.Needs{Sysctls: map[string]string{name: ""}, Full: true}, "", ""); kernel != kernels.Full {
+				h.Errorf("with the parameter %s the kernel is %s (%s, %v)", name, kernel, reason, err)
+			}
+		}
+		b := h.bundle("full-parameter", "uname -r; cat /proc/sys/net/mpls/platform_labels", func(s *specs.Spec) {
+			s.Linux.Sysctl = map[string]string{"net.mpls.platform_labels": "1000"}
+		})
+		_, report, _ := strings.Cut(h.must("run", "--bundle", b.dir, b.id), "-boxlite-")
+		h.want("kernel and parameter", report, "full\n1000\n")
+		b = h.bundle("full-device", "uname -r; : <>/dev/ppp && echo open", func(s *specs.Spec) {
+			s.Process.Capabilities.Effective = append(s.Process.Capabilities.Effective, "CAP_NET_ADMIN")
+			s.Process.Capabilities.Permitted = append(s.Process.Capabilities.Permitted, "CAP_NET_ADMIN")
+			s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_NET_ADMIN")
+			s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: "/dev/ppp", Type: "c", Major: 108})
+			s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
+		})
+		_, report, _ = strings.Cut(h.must("run", "--bundle", b.dir, b.id), "-boxlite-")
+		h.want("kernel and device", report, "full\nopen\n")
 	})
 }
 

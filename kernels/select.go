@@ -60,13 +60,15 @@ func (n Needs) kernel() (Kernel, string) {
 	if n.Full && slices.Contains(n.Devices, devicePPP) {
 		return Full, "/dev/ppp is among the devices"
 	}
+	sysctls := slices.Sorted(maps.Keys(n.Sysctls))
+	if i := slices.IndexFunc(sysctls, sysctlOfFull); i >= 0 && n.Full {
+		return Full, "sysctl " + sysctls[i] + " is set"
+	}
 	if slices.Contains(n.Capabilities, "CAP_NET_ADMIN") {
 		return Net, "CAP_NET_ADMIN is among the capabilities"
 	}
-	for _, key := range slices.Sorted(maps.Keys(n.Sysctls)) {
-		if sysctlOfNet(key) {
-			return Net, "sysctl " + key + " is set"
-		}
+	if i := slices.IndexFunc(sysctls, sysctlOfNet); i >= 0 {
+		return Net, "sysctl " + sysctls[i] + " is set"
 	}
 	return Lean, "nothing in config.json needs " + string(Net)
 }
@@ -93,11 +95,20 @@ var netSysctls = []string{
 // netConfSysctls end the names of such parameters of an interface, net.ipv6.conf.NAME.
 var netConfSysctls = []string{".accept_ra_rtr_pref", ".router_probe_interval"}
 
-// sysctlOfNet says whether a kernel parameter takes Net. A slash may part the name, as for sysctl(8).
-func sysctlOfNet(key string) bool {
+// dotted is the name of a kernel parameter with dots. A slash may part the name, as for sysctl(8).
+func dotted(key string) string {
 	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '/' {
-		key = strings.ReplaceAll(key, "/", ".")
+		return strings.ReplaceAll(key, "/", ".")
 	}
+	return key
+}
+
+// sysctlOfFull says whether a kernel parameter takes Full.
+func sysctlOfFull(key string) bool { return strings.HasPrefix(dotted(key), "net.mpls.") }
+
+// sysctlOfNet says whether a kernel parameter takes Net.
+func sysctlOfNet(key string) bool {
+	key = dotted(key)
 	named := func(part string) bool { return strings.HasPrefix(key, part) }
 	ends := func(part string) bool { return named("net.ipv6.conf.") && strings.HasSuffix(key, part) }
 	return slices.ContainsFunc(netSysctls, named) || slices.ContainsFunc(netConfSysctls, ends)

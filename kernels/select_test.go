@@ -32,6 +32,7 @@ func TestSelect(t *testing.T) {
 		{"to mount", Needs{Capabilities: []string{"CAP_SYS_ADMIN"}, Full: true}, "", "", Full, "CAP_SYS_ADMIN is among the capabilities"},
 		{"to dial", Needs{Capabilities: netAdmin.Capabilities, Devices: []string{"c10:200", "c108:0"}, Full: true}, "", "", Full, "/dev/ppp is among the devices"},
 		{"to dial, without full", Needs{Capabilities: netAdmin.Capabilities, Devices: []string{"c108:0"}}, "", "", Net, "CAP_NET_ADMIN is among the capabilities"},
+		{"labels", Needs{Sysctls: map[string]string{"net/mpls/platform_labels": "9", "net.bridge.x": "1"}, Full: true}, "", "", Full, "sysctl net/mpls/platform_labels is set"},
 		{"no use of full", Needs{Capabilities: netAdmin.Capabilities, Full: true}, "", "", Net, "CAP_NET_ADMIN is among the capabilities"},
 		{"annotation for full", Needs{}, "full", "", Full, "annotation boxlite.kernel"},
 		{"annotation over capabilities", netAdmin, "lean", "", Lean, "annotation boxlite.kernel"},
