@@ -235,6 +235,32 @@ func TestHostCgroup(t *testing.T) {
 	})
 }
 
+// A container is not made in a cgroup that is frozen, where it would never start. One that has processes is said.
+func TestFrozenCgroup(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		b := h.bundle("frozen", "true", nil)
+		path := "/" + tag + "/" + b.id
+		dir, file, freeze, thaw := "/sys/fs/cgroup/freezer"+path, "freezer.state", "FROZEN", "THAWED"
+		if _, err := os.Stat("/sys/fs/cgroup/freezer"); err != nil {
+			dir, file, freeze, thaw = "/sys/fs/cgroup"+path, "cgroup.freeze", "1", "0"
+		}
+		h.noErr(os.MkdirAll(dir, 0o755))
+		h.Cleanup(func() { h.shOut("rmdir " + dir + " 2>/dev/null || :") })
+		h.noErr(os.WriteFile(filepath.Join(dir, file), []byte(freeze), 0o644))
+		h.wantFail("container's cgroup unexpectedly frozen", "create", "--bundle", b.dir, b.id)
+		h.noErr(os.WriteFile(filepath.Join(dir, file), []byte(thaw), 0o644))
+		h.must("run", "--bundle", b.dir, b.id)
+
+		first := h.create(h.bundle("first", "sleep 1000", nil))
+		shares := h.bundle("shares", "true", func(s *specs.Spec) { s.Linux.CgroupsPath = "/" + tag + "/" + first.id })
+		r := h.cmd("run", "--bundle", shares.dir, shares.id)
+		h.wantCode(r, 0)
+		h.wantPart("stderr", r.stderr, "container's cgroup is not empty")
+		h.must("delete", "--force", first.id)
+	})
+}
+
 // What the kernel grants in all is in a container what it is on the host, or more.
 func TestLimitsOfTheKernel(t *testing.T) {
 	eachRuntime(t, func(e *env) {

@@ -230,6 +230,9 @@ func (b *birth) enterCgroup() error {
 	if err := cg.Apply(b.monitor.Process.Pid); err != nil {
 		return cgroupError(err)
 	}
+	if others := cg.Others(); others > 0 { // runc's words
+		b.cfg.Plan.Warnf("container's cgroup is not empty: %d process(es) found", others)
+	}
 	if err := cg.Set(plan.Resources(b.spec), overhead()); err != nil {
 		return cgroupError(err)
 	}

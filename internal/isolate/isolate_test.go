@@ -84,3 +84,19 @@ func TestIsolatedWithHierarchiesMountedTwice(t *testing.T) {
 		}
 	})
 }
+
+// What a program makes beside the hierarchies, on the tmpfs that has them with cgroup v1, is not on the host.
+func TestIsolatedBesideTheHierarchies(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for mounts and cgroups")
+	}
+	var out, errs bytes.Buffer
+	script := "mkdir /sys/fs/cgroup/of-the-program 2>/dev/null; ls /sys/fs/cgroup | wc -l"
+	err := Job{Path: "/bin/sh", Args: []string{"sh", "-c", script}, Dir: "/", Timeout: time.Minute, Stdout: &out, Stderr: &errs}.Run()
+	if err != nil || out.String() == "0\n" {
+		t.Errorf("Run = %v: %s%s", err, out.String(), errs.String())
+	}
+	if err := os.Remove("/sys/fs/cgroup/of-the-program"); err == nil {
+		t.Error("the program's directory was on the host")
+	}
+}

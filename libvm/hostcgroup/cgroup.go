@@ -13,6 +13,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 	_ "github.com/opencontainers/cgroups/devices" // lets the managers set device rules
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Config says where the cgroup is. It never changes once a container exists.
@@ -43,8 +46,10 @@ type Config struct {
 type Cgroup struct {
 	config  Config
 	manager cgroups.Manager
-	// foreign are the paths that were someone's before, and stay.
+	// foreign are the paths that were someone's before, and stay. They had that many
+	// processes.
 	foreign map[string]bool
+	others  int
 	loaded  bool // by Load: it exists
 	limited bool // Set has run, the device rules stand
 }
@@ -118,7 +123,8 @@ func (c Config) forManager() (*cgroups.Cgroup, error) {
 	return config, nil
 }
 
-// Apply makes the cgroup, if this is the first call, and moves the process into it.
+// Apply makes the cgroup, if this is the first call, and moves the process into it. The first
+// call fails if the process would stand still there.
 func (c *Cgroup) Apply(pid int) error {
 	if c.loaded {
 		err := ignoreRootless(c.manager.AddPid("", pid))
@@ -127,10 +133,14 @@ func (c *Cgroup) Apply(pid int) error {
 		}
 		return err
 	}
+	if frozen, err := c.frozen(); frozen || err != nil {
+		return errors.Join(err, errors.New("container's cgroup unexpectedly frozen")) // runc's words
+	}
 	for _, path := range c.manager.GetPaths() {
 		// An empty one is what is left of a container of the same name.
 		if pids, err := cgroups.GetAllPids(path); err == nil && len(pids) > 0 {
 			c.foreign[path] = true
+			c.others = max(c.others, len(pids))
 		}
 	}
 	if err := ignoreRootless(c.manager.Apply(pid)); err != nil {
@@ -139,6 +149,32 @@ func (c *Cgroup) Apply(pid int) error {
 	c.loaded = true
 	return nil
 }
+
+// Others is how many processes the cgroup had before the first Apply.
+func (c *Cgroup) Others() int { return c.others }
+
+// frozen says whether the cgroup, or the part of it that exists, is frozen, or one around it.
+func (c *Cgroup) frozen() (bool, error) {
+	paths := c.manager.GetPaths()
+	dir, name := paths["freezer"], "freezer.state"
+	if cgroups.IsCgroup2UnifiedMode() {
+		dir, name = paths[""], "cgroup.freeze"
+	}
+	for ; strings.HasPrefix(dir, hierarchies); dir = filepath.Dir(dir) {
+		state, err := os.ReadFile(filepath.Join(dir, name))
+		switch text := strings.TrimSpace(string(state)); {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV): // not there yet, or the root
+		case err != nil:
+			return false, err
+		case text == "1", text == "FROZEN", text == "FREEZING":
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// hierarchies is where the host has its cgroups.
+const hierarchies = "/sys/fs/cgroup/"
 
 // ignoreRootless passes over a controller that an ordinary user cannot have.
 // Limits that would need it make Set fail.

@@ -104,6 +104,39 @@ func file(t *testing.T, c *Cgroup, controller, v1, v2 string) string {
 	return strings.TrimSpace(string(raw))
 }
 
+// A process that would stand still in the cgroup does not get there: the cgroup is frozen, or one around it.
+func TestApplyToFrozen(t *testing.T) {
+	around := newTestCgroup(t, "frozen")
+	if err := around.Apply(sleeper(t).Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if around.Others() != 0 {
+		t.Errorf("a new cgroup had %d processes", around.Others())
+	}
+	if err := around.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	for _, below := range []string{"", "/a", "/a/b"} {
+		c, err := New(Config{Path: around.config.Path + below, ID: "c"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Apply(sleeper(t).Process.Pid); err == nil || !strings.Contains(err.Error(), "unexpectedly frozen") {
+			t.Errorf("Apply at %q of a frozen cgroup: %v", below, err)
+		}
+	}
+	if err := around.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := New(around.config)
+	if err == nil {
+		err = again.Apply(sleeper(t).Process.Pid)
+	}
+	if err != nil || again.Others() != 1 {
+		t.Errorf("after Thaw: Apply = %v, Others = %d, want nil and 1", err, again.Others())
+	}
+}
+
 func TestLife(t *testing.T) {
 	c := newTestCgroup(t, "life")
 	first, second := sleeper(t), sleeper(t)
