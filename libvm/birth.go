@@ -223,6 +223,9 @@ func (b *birth) enterCgroup() error {
 	if err != nil {
 		return cgroupError(err)
 	}
+	if err := cg.CheckMoving(); err != nil {
+		return cgroupError(err)
+	}
 	b.cgroup = cg
 	if err := b.record(); err != nil {
 		return err

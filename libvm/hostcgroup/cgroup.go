@@ -123,8 +123,7 @@ func (c Config) forManager() (*cgroups.Cgroup, error) {
 	return config, nil
 }
 
-// Apply makes the cgroup, if this is the first call, and moves the process into it. The first
-// call fails if the process would stand still there.
+// Apply makes the cgroup, if this is the first call, and moves the process into it.
 func (c *Cgroup) Apply(pid int) error {
 	if c.loaded {
 		err := ignoreRootless(c.manager.AddPid("", pid))
@@ -132,9 +131,6 @@ func (c *Cgroup) Apply(pid int) error {
 			return nil // it could not be made then, and is not missed now
 		}
 		return err
-	}
-	if frozen, err := c.frozen(); frozen || err != nil {
-		return errors.Join(err, errors.New("container's cgroup unexpectedly frozen")) // runc's words
 	}
 	for _, path := range c.manager.GetPaths() {
 		// An empty one is what is left of a container of the same name.
@@ -153,8 +149,9 @@ func (c *Cgroup) Apply(pid int) error {
 // Others is how many processes the cgroup had before the first Apply.
 func (c *Cgroup) Others() int { return c.others }
 
-// frozen says whether the cgroup, or the part of it that exists, is frozen, or one around it.
-func (c *Cgroup) frozen() (bool, error) {
+// CheckMoving returns an error if a process would stand still in the cgroup: it is there and frozen, or
+// one around it is.
+func (c *Cgroup) CheckMoving() error {
 	paths := c.manager.GetPaths()
 	dir, name := paths["freezer"], "freezer.state"
 	if cgroups.IsCgroup2UnifiedMode() {
@@ -165,12 +162,12 @@ func (c *Cgroup) frozen() (bool, error) {
 		switch text := strings.TrimSpace(string(state)); {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV): // not there yet, or the root
 		case err != nil:
-			return false, err
+			return err
 		case text == "1", text == "FROZEN", text == "FREEZING":
-			return true, nil
+			return errors.New("container's cgroup unexpectedly frozen") // runc's words
 		}
 	}
-	return false, nil
+	return nil
 }
 
 // hierarchies is where the host has its cgroups.

@@ -104,8 +104,8 @@ func file(t *testing.T, c *Cgroup, controller, v1, v2 string) string {
 	return strings.TrimSpace(string(raw))
 }
 
-// A process that would stand still in the cgroup does not get there: the cgroup is frozen, or one around it.
-func TestApplyToFrozen(t *testing.T) {
+// A process would stand still in a cgroup that is frozen, and in one below it.
+func TestCheckMoving(t *testing.T) {
 	around := newTestCgroup(t, "frozen")
 	if err := around.Apply(sleeper(t).Process.Pid); err != nil {
 		t.Fatal(err)
@@ -121,8 +121,8 @@ func TestApplyToFrozen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Apply(sleeper(t).Process.Pid); err == nil || !strings.Contains(err.Error(), "unexpectedly frozen") {
-			t.Errorf("Apply at %q of a frozen cgroup: %v", below, err)
+		if err := c.CheckMoving(); err == nil || !strings.Contains(err.Error(), "unexpectedly frozen") {
+			t.Errorf("CheckMoving at %q of a frozen cgroup: %v", below, err)
 		}
 	}
 	if err := around.Thaw(); err != nil {
@@ -130,10 +130,10 @@ func TestApplyToFrozen(t *testing.T) {
 	}
 	again, err := New(around.config)
 	if err == nil {
-		err = again.Apply(sleeper(t).Process.Pid)
+		err = errors.Join(again.CheckMoving(), again.Apply(sleeper(t).Process.Pid))
 	}
 	if err != nil || again.Others() != 1 {
-		t.Errorf("after Thaw: Apply = %v, Others = %d, want nil and 1", err, again.Others())
+		t.Errorf("after Thaw: CheckMoving and Apply = %v, Others = %d, want nil and 1", err, again.Others())
 	}
 }
 
