@@ -187,8 +187,10 @@ soak: all ## 200 mixed operations, some on hostile guests, nothing left behind; 
 	E2E_SOAK=$${E2E_SOAK:-200} E2E_RUNTIMES=boxlite $(GO) test -count=1 -timeout 180m -v ./e2e -run TestSoak
 
 .PHONY: conformance
-conformance: all ## the OCI validation suite with runc and boxlite, into docs/conformance.md (root)
+conformance: all ## other projects' suites with runc and boxlite, into docs/conformance.md: OCI's, runc's, Kubernetes' (root)
 	$(GO) run ./conformance -boxlite bin/boxlite
+	@$(MAKE) --no-print-directory conformance-runc
+	@$(MAKE) --no-print-directory conformance-cri
 
 .PHONY: conformance-check
 conformance-check: all ## what of the suite is ok in docs/conformance.md must be it still (root)
@@ -201,6 +203,11 @@ cri-tools: ## build crictl and critest; from the cache if nothing has changed
 	@$(GO) run ./conformance -cri-tools >/dev/null
 
 e2e: cri-tools
+
+.PHONY: conformance-runc
+conformance-runc: all ## runc's own tests with runc and boxlite, into docs/conformance.md (root)
+	@scripts/install-deps.sh suites
+	$(GO) run ./conformance -runc-tests -boxlite bin/boxlite
 
 .PHONY: conformance-cri
 conformance-cri: all ## Kubernetes' critest through containerd with runc and boxlite, into docs/conformance.md; half an hour emulated (root)

@@ -66,25 +66,23 @@ func conformCRI(o options) error {
 	if err != nil {
 		return err
 	}
-	specs := criResults{}
+	specs := cases{}
 	for _, rt := range runtimes {
 		started := time.Now()
 		if err := runCritest(o, tools, rt, specs); err != nil {
 			return fmt.Errorf("critest with %s: %w", rt.name, err)
 		}
-		fmt.Printf("%s, in %s\n", specs.summary(rt.name), time.Since(started).Round(time.Second))
-		for _, name := range specs.failing(rt.name) {
-			fmt.Printf("%s\n\t%s\n", name, strings.ReplaceAll(specs[name][rt.name].message, "\n", "\n\t"))
-		}
+		specs.print(rt.name, criTable.noun)
+		fmt.Println("in", time.Since(started).Round(time.Second))
 	}
 	if o.run != "" || o.check {
 		return nil
 	}
-	return specs.write(o.table)
+	return specs.write(o.table, criTable)
 }
 
 // runCritest adds what critest says of a runtime to the results.
-func runCritest(o options, tools string, rt ociRuntime, results criResults) error {
+func runCritest(o options, tools string, rt ociRuntime, results cases) error {
 	work, err := os.MkdirTemp("/var/tmp", "boxlite-critest-") // on disk: containerd unpacks images there
 	if err != nil {
 		return err
@@ -112,7 +110,7 @@ func runCritest(o options, tools string, rt ociRuntime, results criResults) erro
 	if readErr != nil { // critest's own failure is no more than a failing spec
 		return errors.Join(err, fmt.Errorf("%s%s", out, errs))
 	}
-	return results.read(rt.name, text)
+	return readGinkgo(results, rt.name, text)
 }
 
 // criFlags are those that a runtime is run with: a pod's sandbox hears of no capability that critest gives its members, and
@@ -215,16 +213,8 @@ func must(name string, args ...string) error {
 	return nil
 }
 
-// criResults has what critest said of each spec that it ran, by the spec's and the runtime's name.
-type criResults map[string]map[string]criResult
-
-type criResult struct {
-	state   string // passed, skipped, or how it failed, in ginkgo's words
-	message string // why it was skipped or failed
-}
-
-// read adds a runtime's results from ginkgo's report.
-func (r criResults) read(runtime string, report []byte) error {
+// readGinkgo adds a runtime's results from ginkgo's report.
+func readGinkgo(results cases, runtime string, report []byte) error {
 	var suites []struct {
 		SpecReports []struct {
 			ContainerHierarchyTexts []string
@@ -250,10 +240,7 @@ func (r criResults) read(runtime string, report []byte) error {
 				name = spec.LeafNodeType // what goes before or after all specs has no name
 			}
 			name = strings.TrimSuffix(strings.TrimPrefix(name, "[k8s.io] "), " [Conformance]")
-			if r[name] == nil {
-				r[name] = map[string]criResult{}
-			}
-			r[name][runtime] = criResult{spec.State, spec.Failure.Message}
+			results.add(name, runtime, caseResult{spec.State, spec.Failure.Message})
 		}
 	}
 	return nil

@@ -29,6 +29,8 @@ type image struct {
 	setuid   bool // of the stand-ins
 	// passwd and group are lines more than busybox's image has.
 	passwd, group string
+	// bare is one without /proc and /sys.
+	bare bool
 }
 
 var criImages = []image{
@@ -122,6 +124,9 @@ func imageParts() (p parts, err error) {
 func (img image) layer(p parts) ([]byte, error) {
 	t := newTarball()
 	for _, dir := range []string{"bin", "dev", "etc", "home", "proc", "root", "sys", "var", "var/run"} {
+		if img.bare && (dir == "proc" || dir == "sys") {
+			continue
+		}
 		t.add(tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755}, nil)
 	}
 	t.add(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, nil)

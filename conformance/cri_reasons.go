@@ -1,5 +1,10 @@
 package main
 
+var criTable = caseTable{
+	begin: "<!-- critest: written by `make conformance-cri` -->\n", end: "<!-- critest: end -->\n",
+	noun: "spec", reasons: criReasons,
+}
+
 // criReasons says why a spec of critest fails with boxlite.
 var criReasons = map[string]string{
 	"Container Mount Propagation runtime should support mount propagation mount with 'rshared' should support propagation from host to container and vice versa": "What is " +

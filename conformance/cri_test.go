@@ -23,9 +23,9 @@ func reportOf(failing string) []byte {
 }
 
 func TestCRITable(t *testing.T) {
-	results := criResults{}
+	results := cases{}
 	for runtime, failing := range map[string]string{"runc": "passed", "boxlite": "failed"} {
-		if err := results.read(runtime, reportOf(failing)); err != nil {
+		if err := readGinkgo(results, runtime, reportOf(failing)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -33,11 +33,11 @@ func TestCRITable(t *testing.T) {
 		"runc":    "runc: 2 of 2 specs pass, 1 skip themselves",
 		"boxlite": "boxlite: 1 of 2 specs pass, 1 skip themselves",
 	} {
-		if got := results.summary(runtime); got != want {
+		if got := results.summary(runtime, "spec"); got != want {
 			t.Errorf("summary(%s) = %q, want %q", runtime, got, want)
 		}
 	}
-	table, err := results.markdown(map[string]string{"A b breaks": "It cannot."})
+	table, err := results.markdown(caseTable{noun: "spec", reasons: map[string]string{"A b breaks": "It cannot."}})
 	if want := "| A b breaks | passed | failed | It cannot. |\n"; err != nil || !strings.HasSuffix(table, want) || strings.Contains(table, "works") {
 		t.Errorf("markdown = %q, %v, want one row, %q", table, err, want)
 	}
@@ -46,19 +46,19 @@ func TestCRITable(t *testing.T) {
 		"a reason of one that works": {"A b breaks": "It cannot.", "A b works|well": "It cannot either."},
 		"a reason of none":           {"A b breaks": "It cannot.", "A c": "There is none."},
 	} {
-		if table, err := results.markdown(reasons); err == nil {
+		if table, err := results.markdown(caseTable{noun: "spec", reasons: reasons}); err == nil {
 			t.Errorf("markdown with %s = %q, want an error", name, table)
 		}
 	}
-	if err := results.read("runc", []byte("no report")); err == nil {
-		t.Error("read of what is no report: no error")
+	if err := readGinkgo(results, "runc", []byte("no report")); err == nil {
+		t.Error("readGinkgo of what is no report: no error")
 	}
 }
 
 // A failure before all specs is one too.
 func TestCRIFailureOfTheSuite(t *testing.T) {
-	results := criResults{}
-	if err := results.read("boxlite", []byte(`[{"SpecReports": [{"LeafNodeType": "BeforeSuite", "State": "failed"}]}]`)); err != nil {
+	results := cases{}
+	if err := readGinkgo(results, "boxlite", []byte(`[{"SpecReports": [{"LeafNodeType": "BeforeSuite", "State": "failed"}]}]`)); err != nil {
 		t.Fatal(err)
 	}
 	if got := results.failing("boxlite"); len(got) != 1 || got[0] != "BeforeSuite" {
@@ -66,31 +66,33 @@ func TestCRIFailureOfTheSuite(t *testing.T) {
 	}
 }
 
-// The table in the document must be what the reasons are about.
-func TestCRITableOfTheDocument(t *testing.T) {
+// The tables in the document must be what the reasons are about.
+func TestCasesOfTheDocument(t *testing.T) {
 	document, err := os.ReadFile("../docs/conformance.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, table, _, err := cutTable(document, criTableBegin, criTableEnd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	explained := 0
-	for line := range strings.Lines(string(table)) {
-		columns := strings.Split(strings.TrimSuffix(line, " |\n"), " | ")
-		if len(columns) != 4 || columns[0] == "| spec" {
-			continue
+	for _, of := range []caseTable{criTable, runcTable} {
+		_, table, _, err := cutTable(document, of.begin, of.end)
+		if err != nil {
+			t.Fatal(err)
 		}
-		spec := strings.TrimPrefix(columns[0], "| ")
-		if reason := criReasons[spec]; reason != strings.TrimSpace(columns[3]) {
-			t.Errorf("%s: the table says %q, and cri_reasons.go %q", spec, columns[3], reason)
-		} else if reason != "" {
-			explained++
+		explained := 0
+		for line := range strings.Lines(string(table)) {
+			columns := strings.Split(strings.TrimSuffix(line, " |\n"), " | ")
+			if len(columns) != 4 || columns[0] == "| "+of.noun {
+				continue
+			}
+			name := strings.TrimPrefix(columns[0], "| ")
+			if reason := of.reasons[name]; reason != strings.TrimSpace(columns[3]) {
+				t.Errorf("%s: the table says %q, and the reasons %q", name, columns[3], reason)
+			} else if reason != "" {
+				explained++
+			}
 		}
-	}
-	if explained != len(criReasons) {
-		t.Errorf("%d rows with a reason, and cri_reasons.go has %d", explained, len(criReasons))
+		if explained != len(of.reasons) {
+			t.Errorf("%d rows of a %s with a reason, and there are %d reasons", explained, of.noun, len(of.reasons))
+		}
 	}
 }
 

@@ -6,6 +6,7 @@
 //	go run ./conformance -v -run '^kill$'    # one program, with its output; writes nothing
 //	go run ./conformance -cri                # critest through a containerd of its own, both runtimes, and write its table
 //	go run ./conformance -cri -run DNS       # some of critest's specs; writes nothing
+//	go run ./conformance -runc-tests         # runc's own tests, both runtimes, and write their table; -run chooses files
 //	go run ./conformance -cri-tools          # build crictl and critest, and print the directory that has them
 package main
 
@@ -34,6 +35,7 @@ type options struct {
 	run     string
 	check   bool
 	cri     bool
+	tests   bool
 	verbose bool
 	jobs    int
 	timeout time.Duration
@@ -54,6 +56,7 @@ func main() {
 	flag.StringVar(&o.run, "run", "", "run only the programs whose names match, and write no table")
 	flag.BoolVar(&o.check, "check", false, "run with boxlite what the table calls ok, and fail if it is not")
 	flag.BoolVar(&o.cri, "cri", false, "run critest in the place of the OCI suite")
+	flag.BoolVar(&o.tests, "runc-tests", false, "run runc's own tests in the place of the OCI suite")
 	tools := flag.Bool("cri-tools", false, "build crictl and critest, print their directory, and run nothing")
 	flag.BoolVar(&o.verbose, "v", false, "show what the programs write")
 	flag.IntVar(&o.jobs, "j", 1, "programs at the same time")
@@ -65,6 +68,8 @@ func main() {
 		run = printCRITools
 	case o.cri:
 		run = conformCRI
+	case o.tests:
+		run = conformRunc
 	}
 	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)

@@ -5,15 +5,16 @@ set -euo pipefail
 
 usage() {
 	cat <<-END
-	usage: scripts/install-deps.sh [build] [prebuilt] [run] [demo] [test] [packages]
+	usage: scripts/install-deps.sh [build] [prebuilt] [run] [demo] [test] [suites] [packages]
 
 	  build  compilers and kernel source for boxlite and its guest kernels
 	  prebuilt  what takes Debian's kernel out of its package, which stands in for the guest kernels
 	  run    what starts containers: QEMU, virtiofsd, iproute2, iptables, e2fsprogs
 	  demo   Docker, busybox, and debootstrap for an image with Docker inside
 	  test   what the tests and benchmarks drive besides: Podman, crun, shellcheck ...
+	  suites what other projects' tests are written in: make conformance-runc
 	  packages  what make deb and make test-packages call: debhelper, lintian, debootstrap
-	  Without arguments: all but prebuilt and packages.
+	  Without arguments: all but prebuilt, suites and packages.
 	END
 }
 
@@ -96,6 +97,12 @@ need_test() {
 	need ca-certificates /etc/ssl/certs/ca-certificates.crt
 }
 
+need_suites() {
+	need bats bats
+	need gawk gawk
+	need jq jq
+}
+
 need_packages() {
 	need debhelper dh
 	need lintian lintian
@@ -150,7 +157,7 @@ PATH=$PATH:/usr/sbin:/sbin:/usr/local/go/bin
 [ $# -gt 0 ] || set -- build run demo test
 for group in "$@"; do
 	case $group in
-	build | prebuilt | run | demo | test | packages) "need_$group" ;;
+	build | prebuilt | run | demo | test | suites | packages) "need_$group" ;;
 	-h | --help)
 		usage
 		exit 0
