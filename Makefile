@@ -165,7 +165,7 @@ programs: all ## databases, servers, compilers, installers and debuggers in cont
 	images/build.sh programs
 	$(GO) test -count=1 -v -timeout 40m $(or $(if $(RUN),$(ALLTESTFLAGS)),-run ^TestReal $(TESTFLAGS)) ./e2e
 
-# Not in test: compiling this kernel takes as long as the two others twice.
+# Not in test: compiling this kernel takes half as long again as the two others together.
 .PHONY: test-full
 test-full: all kernel-full ## what the third guest kernel has, and that Docker in Docker and privileged containers work with it (root)
 	images/build.sh dind tools

@@ -136,7 +136,7 @@ func kvmAdvice(flags []string, device bool) string {
 	}
 }
 
-// leastForTemplates is room for one of each kernel, and one that is being made.
+// leastForTemplates is room for those of lean and net, and one that is being made.
 const leastForTemplates = 160 << 20
 
 func (h *host) templates() (finding, error) {

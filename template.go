@@ -38,15 +38,14 @@ var templateCreateCommand = &cli.Command{
 			return err
 		}
 		kinds := []kernels.Kernel{kernels.Lean, kernels.Net}
-		if images, _, err := parts.FindImages(rt.Parts); err == nil && images[kernels.Full] != "" {
-			kinds = append(kinds, kernels.Full)
-		}
 		if name := c.String("kernel"); name != "" {
 			kernel, _, err := kernels.Select(kernels.Needs{}, "", name)
 			if err != nil {
 				return err
 			}
 			kinds = []kernels.Kernel{kernel}
+		} else if images, _, err := parts.FindImages(rt.Parts); err == nil && images[kernels.Full] != "" {
+			kinds = append(kinds, kernels.Full)
 		}
 		for i, kernel := range kinds {
 			done := underWay(c.App.ErrWriter, fmt.Sprintf("template %s, %d of %d", kernel, i+1, len(kinds)), tick)

@@ -84,9 +84,6 @@ type ociRuntime struct {
 }
 
 func conform(o options) error {
-	if os.Geteuid() != 0 {
-		return errors.New("containers need root")
-	}
 	runtimes, err := runtimesOf(o)
 	if err != nil {
 		return err
@@ -170,7 +167,14 @@ func needsCgroup1(program string) bool {
 	return strings.HasPrefix(program, "linux_cgroups_") || program == "delete_only_create_resources" || program == "delete_resources"
 }
 
+// runtimesOf returns what is tested, and fails where that cannot be.
 func runtimesOf(o options) ([]ociRuntime, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("containers need root")
+	}
+	if _, err := regexp.Compile(o.run); err != nil {
+		return nil, err
+	}
 	boxlite, err := filepath.Abs(o.boxlite)
 	if err != nil {
 		return nil, err

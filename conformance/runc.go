@@ -27,20 +27,6 @@ const (
 var runcLeftOut = []string{"checkpoint", "mounts_sshfs", "seccomp-notify", "seccomp-notify-compat"}
 
 func conformRunc(o options) error {
-	if os.Geteuid() != 0 {
-		return errors.New("containers need root")
-	}
-	filter, err := regexp.Compile(o.run)
-	if err != nil {
-		return err
-	}
-	if _, err := exec.LookPath("bats"); err != nil {
-		return fmt.Errorf("%w (Debian: scripts/install-deps.sh suites)", err)
-	}
-	script, err := exec.LookPath("script") // many tests want a terminal
-	if err != nil {
-		return err
-	}
 	runtimes, err := runtimesOf(o)
 	if err != nil {
 		return err
@@ -49,7 +35,15 @@ func conformRunc(o options) error {
 	if err != nil {
 		return err
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "tests/integration/*.bats"))
+	files, err := filepath.Glob(filepath.Join(dir, "*.bats"))
+	if err != nil {
+		return err
+	}
+	filter := regexp.MustCompile(o.run)
+	files = slices.DeleteFunc(files, func(file string) bool {
+		return slices.Contains(runcLeftOut, testsOf(file)) || !filter.MatchString(testsOf(file))
+	})
+	distribution, err := distributionImage()
 	if err != nil {
 		return err
 	}
@@ -57,23 +51,8 @@ func conformRunc(o options) error {
 	for _, rt := range runtimes {
 		started := time.Now()
 		for _, file := range files {
-			name := strings.TrimSuffix(filepath.Base(file), ".bats")
-			if slices.Contains(runcLeftOut, name) || !filter.MatchString(name) {
-				continue
-			}
-			out, errs, err := isolated(isolate.Job{
-				Path: script, Args: []string{script, "--quiet", "--return", "--command", "bats --tap " + file, "/dev/null"},
-				Dir: filepath.Dir(file), Env: []string{"RUNC=" + rt.path}, Timeout: runcFileLimit,
-			})
-			if o.verbose {
-				fmt.Printf("%s%s", out, errs)
-			}
-			var exit *exec.ExitError
-			if errors.As(err, &exit) { // no more than a failing test, if the report is complete
-				err = nil
-			}
-			if err := errors.Join(err, readBats(tests, rt.name, name, out)); err != nil {
-				return fmt.Errorf("%s with %s: %w: %s", file, rt.name, err, errs)
+			if err := runBats(o, file, rt, distribution, tests); err != nil {
+				return fmt.Errorf("%s with %s: %w", file, rt.name, err)
 			}
 		}
 		tests.print(rt.name, runcTable.noun)
@@ -83,6 +62,35 @@ func conformRunc(o options) error {
 		return nil
 	}
 	return tests.write(o.table, runcTable)
+}
+
+// testsOf names the tests of a file.
+func testsOf(file string) string { return strings.TrimSuffix(filepath.Base(file), ".bats") }
+
+// runBats adds what a file of bats says of a runtime to the results. Many tests want a terminal: script gives them one.
+func runBats(o options, file string, rt ociRuntime, distribution string, results cases) error {
+	if _, err := exec.LookPath("bats"); err != nil {
+		return fmt.Errorf("%w (Debian: scripts/install-deps.sh suites)", err)
+	}
+	script, err := exec.LookPath("script")
+	if err != nil {
+		return err
+	}
+	out, errs, err := isolated(isolate.Job{
+		Path: script, Args: []string{script, "--quiet", "--return", "--command", "bats --tap " + file, "/dev/null"},
+		Dir: filepath.Dir(file), Env: []string{"RUNC=" + rt.path, distributionVariable + "=" + distribution}, Timeout: runcFileLimit,
+	})
+	if o.verbose {
+		fmt.Printf("%s%s", out, errs)
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) { // no more than a failing test, if the report is complete
+		err = nil
+	}
+	if err := errors.Join(err, readBats(results, rt.name, testsOf(file), out)); err != nil {
+		return fmt.Errorf("%w: %s", err, errs)
+	}
+	return nil
 }
 
 // readBats adds what a file of bats said of a runtime. A test that did not come to an end is an error.
@@ -123,16 +131,17 @@ func readBats(results cases, runtime, file string, output []byte) error {
 	return nil
 }
 
-// buildRuncTests puts runc's tests, the programs and the images that they use into a directory of the cache, unless it has
-// them, and returns it.
+// buildRuncTests puts runc's tests, and the programs and the image with busybox that they use, into a directory of the cache,
+// unless it has them. It returns where the tests are.
 func buildRuncTests() (string, error) {
-	return runcModule.built(func(dir string) error {
+	const below = "tests/integration"
+	dir, err := runcModule.built(func(dir string) error {
 		list, err := runcModule.goTool("list", "-m", "-f", "{{.Dir}}", "github.com/opencontainers/runc")
 		if err != nil {
 			return err
 		}
-		source, tests := strings.TrimSpace(string(list)), filepath.Join(dir, "tests/integration")
-		if err := os.CopyFS(tests, os.DirFS(filepath.Join(source, "tests/integration"))); err != nil {
+		source, tests := strings.TrimSpace(string(list)), filepath.Join(dir, below)
+		if err := os.CopyFS(tests, os.DirFS(filepath.Join(source, below))); err != nil {
 			return err
 		}
 		goMod, err := os.ReadFile(filepath.Join(source, "go.mod")) // a test reads versions there
@@ -151,8 +160,9 @@ func buildRuncTests() (string, error) {
 		if err := settle(tests); err != nil {
 			return err
 		}
-		return writeRuncImages(tests)
+		return writeBusyboxImage(tests)
 	})
+	return filepath.Join(dir, below), err
 }
 
 // settle changes how the tests start recvtty, which takes a container's terminal. The program may not hold bats's report open, which
@@ -181,27 +191,33 @@ func settle(tests string) error {
 	return nil
 }
 
-// writeRuncImages makes the root file systems that the tests would download, of Debian's packages.
-func writeRuncImages(dir string) error {
+// distributionVariable is the variable of the environment with the path of the image with a distribution.
+const distributionVariable = "BOXLITE_DISTRIBUTION"
+
+// writeBusyboxImage makes the image with busybox that the tests would download, and the script that tells them where images are.
+func writeBusyboxImage(dir string) error {
 	parts, err := imageParts()
 	if err != nil {
 		return err
 	}
-	busybox, err := image{bare: true}.layer(parts) // tests put links in their place
+	busybox, err := image{bare: true}.layer(parts) // tests put links in the place of what is left out
 	if err != nil {
 		return err
 	}
-	// The one with a distribution has ldconfig.
-	built, err := exec.Command("images/build.sh", "dind").Output()
-	if err != nil {
-		return fmt.Errorf("images/build.sh: %w", err)
-	}
-	words := strings.Fields(string(built))
-	debian := words[len(words)-1]
-	script := fmt.Sprintf("#!/bin/sh\necho BUSYBOX_IMAGE=%s\necho DEBIAN_IMAGE=%s\n", filepath.Join("$(dirname \"$0\")", "busybox.tar"), debian)
+	const script = "#!/bin/sh\necho BUSYBOX_IMAGE=$(dirname \"$0\")/busybox.tar\necho DEBIAN_IMAGE=$" + distributionVariable + "\n"
 	path := filepath.Join(dir, "get-images.sh")
 	if err := os.Remove(path); err != nil { // the module's is read-only
 		return err
 	}
 	return errors.Join(os.WriteFile(path, []byte(script), 0o755), os.WriteFile(filepath.Join(dir, "busybox.tar"), busybox, 0o644))
+}
+
+// distributionImage returns the path of an image with ldconfig.
+func distributionImage() (string, error) {
+	built, err := exec.Command("images/build.sh", "dind").Output()
+	if err != nil {
+		return "", fmt.Errorf("images/build.sh: %w", err)
+	}
+	words := strings.Fields(string(built))
+	return words[len(words)-1], nil
 }

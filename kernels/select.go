@@ -57,8 +57,10 @@ func (n Needs) kernel() (Kernel, string) {
 	if i := slices.IndexFunc(n.Capabilities, ofFull); i >= 0 && n.Full {
 		return Full, n.Capabilities[i] + " is among the capabilities"
 	}
-	if n.Full && slices.Contains(n.Devices, devicePPP) {
-		return Full, "/dev/ppp is among the devices"
+	for _, path := range slices.Sorted(maps.Keys(DevicesOfFull)) {
+		if n.Full && slices.Contains(n.Devices, DevicesOfFull[path]) {
+			return Full, path + " is among the devices"
+		}
 	}
 	sysctls := slices.Sorted(maps.Keys(n.Sysctls))
 	if i := slices.IndexFunc(sysctls, sysctlOfFull); i >= 0 && n.Full {
@@ -73,8 +75,8 @@ func (n Needs) kernel() (Kernel, string) {
 	return Lean, "nothing in config.json needs " + string(Net)
 }
 
-// devicePPP is /dev/ppp, which only Full has.
-const devicePPP = "c108:0"
+// DevicesOfFull are the nodes that only Full stands behind, with type and number (Documentation/admin-guide/devices.txt).
+var DevicesOfFull = map[string]string{"/dev/ppp": "c108:0", "/dev/btrfs-control": "c10:234"}
 
 // ofFull says whether Full has more than Net for a capability: to trace, and to mount.
 func ofFull(capability string) bool {

@@ -89,7 +89,7 @@ func (b *birth) decide(id string) error {
 	if b.pod != nil {
 		return nil // the VM is there
 	}
-	if err := b.findParts(); err != nil {
+	if err := b.findKernel(); err != nil {
 		return err
 	}
 	var reason string
@@ -121,8 +121,11 @@ func (b *birth) makePlan(id string) (err error) {
 	}
 	if b.pod != nil {
 		facts.Pod = b.pod.facts(id)
-	} else if images, _, err := parts.FindImages(b.rt.Parts); err == nil { // else findParts says it
-		_, facts.FullKernel = images[kernels.Full]
+	} else {
+		if err := b.findParts(); err != nil {
+			return err
+		}
+		_, facts.FullKernel = b.cfg.Parts.Kernels[kernels.Full]
 	}
 	if err := b.lookAround(id, facts); err != nil {
 		return err
@@ -146,11 +149,17 @@ func checkConsole(spec *specs.Spec, socket string) error {
 // findParts finds the VM's parts: those that flags name before those that
 // config.json names before the installed ones.
 func (b *birth) findParts() (err error) {
-	shape, options := b.cfg.Plan.Shape, b.rt.Parts
-	options.QEMU = cmp.Or(options.QEMU, shape.Machine.QEMU)
-	if b.cfg.Parts, err = parts.Find(options); err != nil {
-		return err
+	options := b.rt.Parts
+	if vm := b.spec.VM; vm != nil {
+		options.QEMU = cmp.Or(options.QEMU, vm.Hypervisor.Path)
 	}
+	b.cfg.Parts, err = parts.Find(options)
+	return err
+}
+
+// findKernel finds the kernel that was decided on among the parts, or where config.json says.
+func (b *birth) findKernel() (err error) {
+	shape := b.cfg.Plan.Shape
 	if b.cfg.Kernel = shape.Machine.Kernel; b.cfg.Kernel == "" {
 		b.cfg.Kernel, err = b.cfg.Parts.Kernel(shape.Kernel)
 		return err

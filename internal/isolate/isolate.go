@@ -154,16 +154,18 @@ func cgroupStage(path string, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := ownCgroupRoot(); err != nil {
+	covered, err := ownCgroupRoot()
+	if err != nil {
 		return fmt.Errorf("%s: %w", cgroupRoot, err)
 	}
 	for _, h := range hierarchies {
-		// The same file system cannot be mounted on itself.
-		if err := unix.Unmount(h.dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("unmount %s: %w", h.dir, err)
+		if covered && strings.HasPrefix(h.dir, cgroupRoot+"/") {
+			err = os.Mkdir(h.dir, 0o755)
+		} else { // the same file system cannot be mounted on itself
+			err = unix.Unmount(h.dir, unix.MNT_DETACH)
 		}
-		if err := os.MkdirAll(h.dir, 0o755); err != nil {
-			return err
+		if err != nil {
+			return fmt.Errorf("%s: %w", h.dir, err)
 		}
 		if err := unix.Mount("cgroup", h.dir, h.FSType, 0, h.options); err != nil {
 			return fmt.Errorf("mount %s: %w", h.dir, err)
@@ -175,33 +177,33 @@ func cgroupStage(path string, args []string) error {
 // cgroupRoot is where the hierarchies are. With version 1 that is a tmpfs, which anybody may write to.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// ownCgroupRoot puts another tmpfs in the place of that one, with the links that it has.
-func ownCgroupRoot() error {
+// ownCgroupRoot covers that tmpfs by another, with the links that it has. It says whether there is one.
+func ownCgroupRoot() (covered bool, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(cgroupRoot, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
-		return err
+		return false, err
 	}
 	entries, err := os.ReadDir(cgroupRoot)
 	if err != nil {
-		return err
+		return false, err
 	}
 	links := map[string]string{}
 	for _, e := range entries {
 		if path := filepath.Join(cgroupRoot, e.Name()); e.Type() == fs.ModeSymlink {
 			if links[path], err = os.Readlink(path); err != nil {
-				return err
+				return false, err
 			}
 		}
 	}
 	if err := unix.Mount("tmpfs", cgroupRoot, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755"); err != nil {
-		return err
+		return false, err
 	}
 	for path, target := range links {
 		if err := os.Symlink(target, path); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // A Hierarchy is a mount of a cgroup hierarchy, v1 or v2. Several mounts may be of one.

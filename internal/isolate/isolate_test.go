@@ -91,9 +91,9 @@ func TestIsolatedBesideTheHierarchies(t *testing.T) {
 		t.Skip("needs root, for mounts and cgroups")
 	}
 	var out, errs bytes.Buffer
-	script := "mkdir /sys/fs/cgroup/of-the-program 2>/dev/null; ls /sys/fs/cgroup | wc -l"
+	script := "mkdir /sys/fs/cgroup/of-the-program"
 	err := Job{Path: "/bin/sh", Args: []string{"sh", "-c", script}, Dir: "/", Timeout: time.Minute, Stdout: &out, Stderr: &errs}.Run()
-	if err != nil || out.String() == "0\n" {
+	if err != nil {
 		t.Errorf("Run = %v: %s%s", err, out.String(), errs.String())
 	}
 	if err := os.Remove("/sys/fs/cgroup/of-the-program"); err == nil {

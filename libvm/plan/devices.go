@@ -27,16 +27,13 @@ var guestDevices = func() map[string]string {
 	return devices
 }()
 
-// devicesOfFull are those that take the kernel full.
-var devicesOfFull = map[string]string{"/dev/ppp": "c108:0", "/dev/btrfs-control": "c10:234"}
-
 // devicesOf are the nodes that a kernel of ours can stand behind.
 func devicesOf(kernel kernels.Kernel) map[string]string {
 	if kernel != kernels.Full {
 		return guestDevices
 	}
 	devices := maps.Clone(guestDevices)
-	maps.Copy(devices, devicesOfFull)
+	maps.Copy(devices, kernels.DevicesOfFull)
 	return devices
 }
 

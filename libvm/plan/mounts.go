@@ -131,6 +131,10 @@ func (p *Plan) bind(m *specs.Mount, src Source) error {
 	case SourceMissing:
 		return fmt.Errorf("mount %s: source %s: no such file or directory", m.Destination, m.Source)
 	case SourceGuest:
+		if inTracingDirs(src.GuestPath) && !p.hasTracing() {
+			return fmt.Errorf("mount %s: the VM has the kernel %s, and only full has %s (make install-kernel-full; annotation %s=full)",
+				m.Destination, p.Shape.Kernel, src.GuestPath, AnnotationKernel)
+		}
 		m.Source = src.GuestPath
 		return nil
 	case SourceShm:

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -30,6 +31,19 @@ func (p *Plan) privilege(annotations map[string]string, withheld map[string]bool
 	return p.unfilter(annotations[AnnotationSeccomp], withheld)
 }
 
+// tracingDirs are where a kernel that traces has its files.
+var tracingDirs = []string{"/sys/kernel/tracing", "/sys/kernel/debug"}
+
+// inTracingDirs says whether a path of the guest's is one of those, or below.
+func inTracingDirs(path string) bool {
+	return slices.ContainsFunc(tracingDirs, func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") })
+}
+
+// hasTracing says whether the VM's kernel traces, as far as that is known.
+func (p *Plan) hasTracing() bool {
+	return p.Shape.Kernel == kernels.Full || p.Shape.Machine.Kernel != ""
+}
+
 // tracing shows the kernel's files for tracing to a container that may use them, if the VM
 // has that kernel. A host's distribution mounts them for whoever is root there.
 func (p *Plan) tracing() {
@@ -40,7 +54,7 @@ func (p *Plan) tracing() {
 	if sys < 0 {
 		return
 	}
-	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug"} {
+	for _, dir := range tracingDirs {
 		p.Guest.Mounts = slices.Insert(p.Guest.Mounts, sys+1, specs.Mount{
 			Destination: dir, Type: "bind", Source: dir, Options: []string{"rbind", "nosuid", "nodev", "noexec"},
 		})

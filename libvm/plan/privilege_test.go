@@ -196,3 +196,19 @@ func TestTracingFiles(t *testing.T) {
 		}
 	}
 }
+
+// A bind of the host's files for tracing is one of the guest's, where its kernel has some.
+func TestBindOfTracingFiles(t *testing.T) {
+	for kernel, refused := range map[kernels.Kernel]bool{kernels.Lean: true, kernels.Net: true, kernels.Full: false} {
+		spec := minimal()
+		spec.Annotations = map[string]string{AnnotationKernel: string(kernel)}
+		for i, source := range []string{"/sys/kernel/debug", "/sys/kernel/tracing/events"} {
+			host := &HostFacts{CPUs: 1, Sources: map[string]Source{source: {Kind: SourceGuest, Path: source, GuestPath: source}}}
+			spec.Mounts = []specs.Mount{{Destination: "/there", Type: "bind", Source: source, Options: []string{"rbind"}}}
+			_, err := Rewrite(spec, "/rootfs", host, Overrides{})
+			if (err != nil) != refused || refused && !strings.Contains(err.Error(), "only full has "+source) {
+				t.Errorf("%d: with the kernel %s: %v, want an error: %t", i, kernel, err, refused)
+			}
+		}
+	}
+}
