@@ -262,10 +262,12 @@ bench-pods: all bin/bench benchload ## members of pods beside their first contai
 
 .PHONY: bench-dind
 bench-dind: all bin/bench benchload ## Docker in Docker beside dockerd in bare QEMU, and where it keeps its files, about 6 minutes (root)
+	images/build.sh dind
 	bin/bench -dind -json bench-dind.json
 
 .PHONY: bench-programs
 bench-programs: all bin/bench benchload ## servers and tools in containers of runc, boxlite and runsc, half an hour emulated (root)
+	images/build.sh programs
 	bin/bench -programs -json bench-programs.json
 
 .PHONY: clean
