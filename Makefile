@@ -21,7 +21,7 @@ GO       ?= go
 GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 LDFLAGS  := -s -w
 LINTER   := $(GO) tool -modfile=scripts/lint.mod
-SCRIPTS  := scripts/*.sh kernels/*.sh images/*.sh kubernetes/*.sh images/dind/files/usr/local/sbin/dind images/programs/workloads/run .ci/run
+SCRIPTS  := scripts/*.sh kernels/*.sh images/*.sh kubernetes/*.sh e2e/engines/*.sh e2e/systemd/run images/dind/files/usr/local/sbin/dind images/programs/workloads/run .ci/run
 
 # RUN chooses tests by name: make e2e RUN=TestStdin. TESTFLAGS are added to go test's.
 RUN       ?=
@@ -156,7 +156,7 @@ images: ## build the images of images/ from Debian packages; from the cache if n
 .PHONY: e2e
 e2e: all prebuilt images ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
-	$(GO) test -count=1 -p 1 -v -timeout 75m $(if $(RUN),,-skip '^Test(Real|Full)') $(ALLTESTFLAGS) ./e2e/...
+	$(GO) test -count=1 -p 1 -v -timeout 75m $(if $(RUN),,-skip '^Test(Real|Full|Systemd)') $(ALLTESTFLAGS) ./e2e/...
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
 
 # Not in test: they take seven minutes more, and their image half an hour the first time.
@@ -175,12 +175,24 @@ test-full: all kernel-full ## what the third guest kernel has, and that Docker i
 .PHONY: test-trixie
 test-trixie: all prebuilt cri-tools images ## the e2e tests in a Debian 13 userland; RUN chooses some by name (root)
 	@echo '== e2e tests in Debian 13'
-	scripts/test-trixie.sh -count=1 -p 1 -v -timeout 120m $(if $(RUN),,-skip '^Test(Real|Full)') $(ALLTESTFLAGS) ./e2e/...
+	scripts/test-trixie.sh -count=1 -p 1 -v -timeout 120m $(if $(RUN),,-skip '^Test(Real|Full|Systemd)') $(ALLTESTFLAGS) ./e2e/...
 
 .PHONY: trixie-check
 trixie-check: all ## those that differ most by engine, QEMU or virtiofsd, in a Debian 13 userland (root)
 	@echo '== some e2e tests in Debian 13'
 	E2E_RUNTIMES=boxlite scripts/test-trixie.sh -count=1 -v -timeout 15m -run '^($(TRIXIE))$$' ./e2e
+
+# Not in test: it takes a quarter of an hour.
+.PHONY: test-systemd
+test-systemd: all ## Debian 13 with systemd and cgroup v2 as a VM: its Docker, Podman, limits, a reboot (root)
+	images/build.sh --suite trixie host
+	CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 60m -run '^TestSystemd$$' ./e2e/systemd
+
+# Not in test: to build them takes ten minutes the first time.
+.PHONY: test-engines
+test-engines: all prebuilt images ## the e2e tests with Docker and containerd of e2e/engines/go.mod; RUN chooses some by name (root)
+	engines=$$(e2e/engines/build.sh) && DOCKER=$$engines/docker PATH=$$engines:$$PATH \
+		$(GO) test -count=1 -v -timeout 120m $(if $(RUN),,-skip '^Test(Real|Full|Podman)') $(ALLTESTFLAGS) ./e2e
 
 .PHONY: soak
 soak: all ## 200 mixed operations, some on hostile guests, nothing left behind; about 10 minutes emulated (root)

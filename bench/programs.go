@@ -19,7 +19,7 @@ import (
 
 // programs are the workloads of images/programs, in the order in which each container runs them.
 var programs = []string{
-	"postgres", "mariadb", "redis", "sqlite", "nginx", "git", "npm", "pip", "gcc", "go", "java", "sshd", "rsync", "sshfs", "apt",
+	"postgres", "mariadb", "redis", "sqlite", "nginx", "git", "tree", "npm", "pip", "gcc", "go", "java", "sshd", "rsync", "sshfs", "apt",
 	"strace", "gdb", "bubblewrap",
 }
 

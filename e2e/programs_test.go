@@ -86,6 +86,12 @@ func TestRealGit(t *testing.T) {
 	})
 }
 
+func TestRealTree(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		e.wantReport(e.programs(nil, "tree"), map[string]string{"tree.found": "1000", "tree.bytes": "3893", "tree.lines": "1000", "tree.left": "tree.tar"})
+	})
+}
+
 // Programs that make many files of the packages that they are given.
 func TestRealInstallers(t *testing.T) {
 	eachRuntime(t, func(e *env) {

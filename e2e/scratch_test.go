@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -62,13 +63,14 @@ rm /scratch/file; echo "tmpfile=$(probe tmpfile /scratch)"`
 	})
 }
 
-// scratchFiles are the nameless files of /var/tmp that somebody has open.
+// scratchFiles are the nameless files of /var/tmp that somebody has open. Where that is a mount, a process of another mount
+// namespace has them at its root.
 func scratchFiles() (found []string) {
 	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, link := range links {
 		target, _ := os.Readlink(link) // some have ended
-		if strings.HasPrefix(target, "/var/tmp/#") {
-			found = append(found, strings.TrimSuffix(target, " (deleted)"))
+		if name, nameless := strings.CutSuffix(target, " (deleted)"); nameless && regexp.MustCompile(`^(/var/tmp)?/#\d+$`).MatchString(name) {
+			found = append(found, name)
 		}
 	}
 	slices.Sort(found)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -30,6 +31,7 @@ import (
 type OOMBell struct {
 	usage    []*os.File // what is charged
 	limits   []limitFile
+	control  *os.File // memory.oom_control of version 1, or nil
 	oomScore *os.File // the caller's own oom_score_adj
 }
 
@@ -66,6 +68,9 @@ func OpenOOMBell(dir string) (_ *OOMBell, err error) {
 		}
 	} else if err := b.open(open, []string{"memory.usage_in_bytes", "memory.memsw.usage_in_bytes"},
 		[]string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}); err != nil {
+		return nil, err
+	}
+	if b.control, err = open("memory.oom_control", os.O_RDONLY); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	if len(b.usage) == 0 || len(b.limits) == 0 {
@@ -112,8 +117,10 @@ func (b *OOMBell) Close() error {
 	for _, l := range b.limits {
 		errs = append(errs, l.file.Close())
 	}
-	if b.oomScore != nil {
-		errs = append(errs, b.oomScore.Close())
+	for _, f := range []*os.File{b.control, b.oomScore} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -125,9 +132,12 @@ const (
 	stockBytes = 256 << 10
 	// victimCount is how many processes are there to be killed.
 	victimCount = 4
-	// ringPatience bounds the wait for the kernel, which does not kill in a
-	// cgroup whose OOM killer is off; it tells the watchers all the same.
-	ringPatience = 2 * time.Second
+	// killPatience bounds the wait for the kernel to kill. An emulated machine
+	// takes some seconds to fill the room, a busy one as many times longer.
+	killPatience = 30 * time.Second
+	// tellPatience is for a cgroup whose OOM killer is off: the kernel kills
+	// nothing there, and tells the watchers all the same.
+	tellPatience = 2 * time.Second
 )
 
 // Ring makes the kernel kill a process of the cgroup for lack of memory. The caller
@@ -189,7 +199,25 @@ func (b *OOMBell) Ring() (err error) {
 	if _, err := release.Write([]byte{1}); err != nil {
 		return err
 	}
-	return victims.await(ringPatience)
+	patience, err := b.patience()
+	if err != nil {
+		return err
+	}
+	return victims.await(patience)
+}
+
+func (b *OOMBell) patience() (time.Duration, error) {
+	if b.control == nil {
+		return killPatience, nil
+	}
+	text, err := read(b.control)
+	if err != nil {
+		return 0, err
+	}
+	if strings.HasPrefix(text, "oom_kill_disable 1") {
+		return tellPatience, nil
+	}
+	return killPatience, nil
 }
 
 // victims are the processes made for the kernel to kill, by their pidfds.
