@@ -92,6 +92,7 @@ func (m machine) makeDisks() {
 		m.t.Fatal(err)
 	}
 	m.command("cp", self, filepath.Join(check, "systemd.test"))
+	m.command("env", "CGO_ENABLED=0", "go", "test", "-c", "-o", filepath.Join(check, "hostcgroup.test"), "../../libvm/hostcgroup")
 	m.command("mke2fs", "-q", "-t", "ext4", "-L", "check", "-d", check, m.path("check.img"), "256M")
 }
 

@@ -103,7 +103,7 @@ func (k *keeper) awaitMonitor() (*net.UnixConn, error) {
 	case <-unwanted:
 		return nil, nil
 	case <-k.vm.qemu.done:
-		return nil, errors.New("QEMU ended" + k.vm.qemu.lastWords())
+		return nil, errors.New("QEMU ended" + k.vm.qemu.lastWords(reapGrace))
 	}
 }
 

@@ -158,7 +158,7 @@ func (v *VM) load(state []byte) error {
 		return json.Unmarshal(data, &progress) == nil && progress.Status == "completed"
 	})
 	if err != nil {
-		return fmt.Errorf("load the VM's state: %w%s", err, v.qemu.lastWords())
+		return fmt.Errorf("load the VM's state: %w%s", err, v.qemu.lastWords(reapGrace))
 	}
 	return <-written
 }

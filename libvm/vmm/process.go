@@ -156,9 +156,8 @@ func noNewPrivileges() error {
 }
 
 // lastWords tells how the process ended, to be appended to an error; nothing if
-// it still runs. A process whose socket has just closed gets a moment to be
-// reaped.
-func (p *process) lastWords() string {
+// it still runs. A process whose socket has just closed gets so long to be reaped.
+func (p *process) lastWords(grace time.Duration) string {
 	if p == nil {
 		return ""
 	}
@@ -169,17 +168,37 @@ func (p *process) lastWords() string {
 			said = fault.Killed
 		}
 		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, said)
-	case <-time.After(reapGrace):
+	case <-time.After(grace):
 		return ""
 	}
 }
 
-// reapGrace is how long the end of a process may follow that of its socket.
-const reapGrace = 100 * time.Millisecond
+// endedWell says whether the process has ended, and with the status 0.
+func (p *process) endedWell() bool {
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+		return p.status == endedWell
+	default:
+		return false
+	}
+}
+
+const (
+	// reapGrace is how long the end of a process may follow that of its socket.
+	reapGrace = 100 * time.Millisecond
+	// exitGrace is the same for a QEMU that virtiofsd has ended after, as QEMU has let
+	// go of it. It has the guest's memory to give back then.
+	exitGrace = 2 * time.Second
+)
+
+const endedWell = "exit status 0"
 
 func errText(err error) string {
 	if err == nil {
-		return "exit status 0"
+		return endedWell
 	}
 	return err.Error()
 }

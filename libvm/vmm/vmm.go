@@ -148,7 +148,14 @@ func (v *VM) StuckTasks() string { return v.console.stuckTasks() }
 
 // LastWords says how QEMU and virtiofsd have ended, as a text to append to an
 // error. It says nothing of a process that still runs.
-func (v *VM) LastWords() string { return v.qemu.lastWords() + v.virtiofsd.lastWords() }
+func (v *VM) LastWords() string {
+	ofVirtiofsd := v.virtiofsd.lastWords(reapGrace)
+	grace := reapGrace
+	if v.virtiofsd.endedWell() {
+		grace = exitGrace
+	}
+	return v.qemu.lastWords(grace) + ofVirtiofsd
+}
 
 // letGoOfMemory has the VM's memory end with QEMU and virtiofsd.
 func (v *VM) letGoOfMemory() {
