@@ -190,7 +190,8 @@ test-systemd: all ## Debian 13 with systemd and cgroup v2 as a VM: its Docker, P
 
 # Not in test: to build them takes ten minutes the first time.
 .PHONY: test-engines
-test-engines: all prebuilt images ## the e2e tests with Docker and containerd of e2e/engines/go.mod; RUN chooses some by name (root)
+test-engines: all prebuilt images ## the e2e tests with the Docker, containerd and runc of e2e/engines/go.mod; RUN chooses some by name (root)
+	@scripts/install-deps.sh engines
 	engines=$$(e2e/engines/build.sh) && DOCKER=$$engines/docker PATH=$$engines:$$PATH \
 		$(GO) test -count=1 -v -timeout 120m $(if $(RUN),,-skip '^Test(Real|Full|Podman)') $(ALLTESTFLAGS) ./e2e
 

@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
 	cat <<-END
-	usage: scripts/install-deps.sh [build] [prebuilt] [run] [demo] [test] [suites] [packages]
+	usage: scripts/install-deps.sh [build] [prebuilt] [run] [demo] [test] [suites] [engines] [packages]
 
 	  build  compilers and kernel source for boxlite and its guest kernels
 	  prebuilt  what takes Debian's kernel out of its package, which stands in for the guest kernels
@@ -13,8 +13,9 @@ usage() {
 	  demo   Docker, busybox, and debootstrap for an image with Docker inside
 	  test   what the tests and benchmarks drive besides: Podman, crun, shellcheck ...
 	  suites what other projects' tests are written in: make conformance-runc
+	  engines  what runc is built with: make test-engines
 	  packages  what make deb and make test-packages call: debhelper, lintian, debootstrap
-	  Without arguments: all but prebuilt, suites and packages.
+	  Without arguments: all but prebuilt, suites, engines and packages.
 	END
 }
 
@@ -103,6 +104,13 @@ need_suites() {
 	need jq jq
 }
 
+need_engines() {
+	need gcc gcc
+	need libc6-dev /usr/include/stdio.h
+	need pkg-config pkg-config
+	need libseccomp-dev /usr/include/seccomp.h
+}
+
 need_packages() {
 	need debhelper dh
 	need lintian lintian
@@ -157,7 +165,7 @@ PATH=$PATH:/usr/sbin:/sbin:/usr/local/go/bin
 [ $# -gt 0 ] || set -- build run demo test
 for group in "$@"; do
 	case $group in
-	build | prebuilt | run | demo | test | suites | packages) "need_$group" ;;
+	build | prebuilt | run | demo | test | suites | engines | packages) "need_$group" ;;
 	-h | --help)
 		usage
 		exit 0
