@@ -249,7 +249,7 @@ func (g *guest) endOf(op guestproto.Op) error {
 
 // lossPatience is how long after a connection to a VM the VM's own end may show, on a
 // host where much else wants the processors.
-const lossPatience = 2 * time.Second
+const lossPatience = 5 * time.Second
 
 // explain says with the loss of the VM how QEMU and virtiofsd ended.
 func (m *monitor) explain(err error) error {
