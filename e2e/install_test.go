@@ -61,7 +61,8 @@ func TestInstallContainerd(t *testing.T) {
 		h := e.byHand()
 		h.root = ""
 		h.must("install", "--containerd", "--config", config, "--default")
-		dump := e.shOut("containerd --config " + config + " config dump")
+		// The plugin's name and the quotes are those of containerd 1.
+		dump := strings.NewReplacer("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "'", `"`).Replace(e.shOut("containerd --config " + config + " config dump"))
 		for _, line := range []string{
 			`default_runtime_name = "boxlite"`,
 			`[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]`,

@@ -151,7 +151,7 @@ func TestRenameInspectTopAndRemove(t *testing.T) {
 		}
 		r := e.docker("rm", "second")
 		e.wantCode(r, 1)
-		if !regexp.MustCompile(`cannot remove (a running container|container "/second": container is running)`).MatchString(r.stderr) { // Docker 20.10; 26
+		if !regexp.MustCompile(`cannot remove (a running container|container "/?second": container is running)`).MatchString(r.stderr) { // Docker 20.10; 26, 29
 			e.Errorf("rm of a running one = %q", r.stderr)
 		}
 		e.ok("rm", "-f", "second")

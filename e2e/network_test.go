@@ -70,8 +70,8 @@ func TestBridgeNetwork(t *testing.T) {
 		e.Cleanup(func() { e.shOut("ip addr del 198.51.100.1/32 dev lo") })
 		id := e.startReady("listening", "-p", "18080:7", "-p", "18081:7/udp", "busybox", "sh", "-c",
 			"probe serve udp :7 & exec probe serve tcp :7")
-		address, gateway := e.inspect(id, ".NetworkSettings.IPAddress"), e.inspect(id, ".NetworkSettings.Gateway")
-		address6 := e.inspect(id, ".NetworkSettings.GlobalIPv6Address")
+		address, gateway := e.inspect(id, ".NetworkSettings.Networks.bridge.IPAddress"), e.inspect(id, ".NetworkSettings.Networks.bridge.Gateway")
+		address6 := e.inspect(id, ".NetworkSettings.Networks.bridge.GlobalIPv6Address")
 		e.want("gateway", gateway, e.d.gateway)
 		got := parseReport(e.exec(id, "sh", "-c", `
 echo "address=$(ip -4 -o addr show dev eth0 | awk '{print $4}')"
@@ -88,7 +88,7 @@ echo "loopback=$(probe dial tcp 127.0.0.1:7 self)"
 echo "hosts=$(grep -c "`+address+`" /etc/hosts)"
 `))
 		e.wantReport(got, map[string]string{
-			"address": address + "/24", "address6": address6 + "/64", "mac": e.inspect(id, ".NetworkSettings.MacAddress"), "mtu": "1500",
+			"address": address + "/24", "address6": address6 + "/64", "mac": e.inspect(id, ".NetworkSettings.Networks.bridge.MacAddress"), "mtu": "1500",
 			"route": gateway + " eth0", "route6": e.d.gateway6 + " eth0", "links": "eth0 lo ", "lo": "127.0.0.1/8",
 			"ping": "1", "ping6": "1", "loopback": "self", "hosts": "1",
 		})
@@ -125,7 +125,7 @@ echo "hosts=$(grep -c "`+address+`" /etc/hosts)"
 func TestClosedPortRefuses(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		id := e.start("busybox", "sleep", "1000")
-		_, err := dialEcho(e.inspect(id, ".NetworkSettings.IPAddress")+":7", "x")
+		_, err := dialEcho(e.inspect(id, ".NetworkSettings.Networks.bridge.IPAddress")+":7", "x")
 		if err == nil || !strings.Contains(err.Error(), "refused") {
 			e.Errorf("dial of a closed port: %v, want it refused", err)
 		}
@@ -163,7 +163,7 @@ echo "lo=$(ping -c 1 127.0.0.1 | grep -c ' 0% packet loss')"`)
 func TestManyConnections(t *testing.T) {
 	eachRuntime(t, func(e *env) {
 		id := e.startReady("listening", "busybox", "probe", "serve", "tcp", ":7")
-		address := e.inspect(id, ".NetworkSettings.IPAddress") + ":7"
+		address := e.inspect(id, ".NetworkSettings.Networks.bridge.IPAddress") + ":7"
 		errs := make(chan error)
 		const n = 50
 		for i := range n {

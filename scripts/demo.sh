@@ -112,7 +112,7 @@ show_containers() {
 	title 'Network, logs, exec'
 	run "docker run -d --name web --runtime boxlite -p 8080:80 busybox sh -c 'echo \"page from \$(uname -r)\" >/tmp/index.html; echo serving; exec httpd -f -p 80 -h /tmp'"
 	local ip
-	ip=$(docker inspect --format '{{.NetworkSettings.IPAddress}}' web)
+	ip=$(docker inspect --format '{{.NetworkSettings.Networks.bridge.IPAddress}}' web)
 	until_serving "$ip"
 	because "Another container, in another VM, fetches a page from it over Docker's bridge:"
 	run "docker run --rm --runtime boxlite busybox wget -qO- http://$ip/" 0 'page from'
