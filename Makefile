@@ -182,7 +182,7 @@ trixie-check: all ## those that differ most by engine, QEMU or virtiofsd, in a D
 	@echo '== some e2e tests in Debian 13'
 	E2E_RUNTIMES=boxlite scripts/test-trixie.sh -count=1 -v -timeout 15m -run '^($(TRIXIE))$$' ./e2e
 
-# Not in test: it takes a quarter of an hour.
+# Not in test: it takes twenty minutes.
 .PHONY: test-systemd
 test-systemd: all ## Debian 13 with systemd and cgroup v2 as a VM: its Docker, Podman, limits, a reboot (root)
 	images/build.sh --suite trixie host

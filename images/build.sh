@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
 	cat <<-END
-	usage: images/build.sh [--suite SUITE] [--import] dind|machine|programs ...
+	usage: images/build.sh [--suite SUITE] [--import] dind|host|machine|programs|tools ...
 
 	  --suite   Debian release to build from, default $suite
 	  --import  have the docker that DOCKER_HOST names import each as boxlite/NAME, boxlite/NAME:SUITE of another release

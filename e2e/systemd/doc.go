@@ -9,6 +9,6 @@
 //	            +- docker, podman, boxlite
 //	                 +- QEMU, -accel kvm: QEMU's TCG emulates AMD's SVM
 //
-// What the test inside prints comes out by a serial port, line by line. It takes a quarter of an hour. `make test-systemd`
+// What the test inside prints comes out by a serial port, line by line. It takes twenty minutes. `make test-systemd`
 // runs it, and `make test` does not.
 package systemd

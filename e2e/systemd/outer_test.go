@@ -24,7 +24,7 @@ const bin = "../../bin"
 
 func TestSystemd(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("root is needed: debootstrap makes the machine")
+		t.Fatal("root is needed: debootstrap makes the machine")
 	}
 	dir, err := os.MkdirTemp("/var/tmp", "bxsystemd") // on a disk: the machine's has gigabytes
 	if err != nil {

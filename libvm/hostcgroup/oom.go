@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +33,7 @@ type OOMBell struct {
 	usage    []*os.File // what is charged
 	limits   []limitFile
 	control  *os.File // memory.oom_control of version 1, or nil
+	events   *os.File // cgroup.event_control of version 1, or nil
 	oomScore *os.File // the caller's own oom_score_adj
 }
 
@@ -70,7 +72,11 @@ func OpenOOMBell(dir string) (_ *OOMBell, err error) {
 		[]string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}); err != nil {
 		return nil, err
 	}
-	if b.control, err = open("memory.oom_control", os.O_RDONLY); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if b.control, err = open("memory.oom_control", os.O_RDONLY); err == nil {
+		b.events, err = open("cgroup.event_control", os.O_WRONLY)
+	}
+	// A delegated cgroup may not have them for its user.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
 		return nil, err
 	}
 	if len(b.usage) == 0 || len(b.limits) == 0 {
@@ -117,7 +123,7 @@ func (b *OOMBell) Close() error {
 	for _, l := range b.limits {
 		errs = append(errs, l.file.Close())
 	}
-	for _, f := range []*os.File{b.control, b.oomScore} {
+	for _, f := range []*os.File{b.control, b.events, b.oomScore} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
@@ -132,12 +138,9 @@ const (
 	stockBytes = 256 << 10
 	// victimCount is how many processes are there to be killed.
 	victimCount = 4
-	// killPatience bounds the wait for the kernel to kill. An emulated machine
-	// takes some seconds to fill the room, a busy one as many times longer.
-	killPatience = 30 * time.Second
-	// tellPatience is for a cgroup whose OOM killer is off: the kernel kills
-	// nothing there, and tells the watchers all the same.
-	tellPatience = 2 * time.Second
+	// ringPatience bounds the wait for the kernel. An emulated machine takes some
+	// seconds to fill the room, a busy one as many times longer.
+	ringPatience = 30 * time.Second
 )
 
 // Ring makes the kernel kill a process of the cgroup for lack of memory. The caller
@@ -195,29 +198,42 @@ func (b *OOMBell) Ring() (err error) {
 	if err != nil {
 		return err
 	}
+	signs := slices.Clone([]*os.File(victims))
+	told, err := b.told()
+	if err != nil {
+		return err
+	}
+	if told != nil {
+		defer told.Close()
+		signs = append(signs, told)
+	}
 	// One of the victims reads the byte, and takes what there is.
 	if _, err := release.Write([]byte{1}); err != nil {
 		return err
 	}
-	patience, err := b.patience()
-	if err != nil {
-		return err
-	}
-	return victims.await(patience)
+	return await(signs, ringPatience)
 }
 
-func (b *OOMBell) patience() (time.Duration, error) {
-	if b.control == nil {
-		return killPatience, nil
+// told is a descriptor that can be read when the kernel has told the watchers of a
+// cgroup whose OOM killer is off: it kills nothing there. It is nil where the kernel
+// kills.
+func (b *OOMBell) told() (*os.File, error) {
+	if b.events == nil {
+		return nil, nil
 	}
 	text, err := read(b.control)
+	if err != nil || !strings.HasPrefix(text, "oom_kill_disable 1") {
+		return nil, err
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	if strings.HasPrefix(text, "oom_kill_disable 1") {
-		return tellPatience, nil
+	event := os.NewFile(uintptr(fd), "eventfd")
+	if err := write(b.events, fmt.Sprintf("%d %d", fd, b.control.Fd())); err != nil {
+		return nil, errors.Join(err, event.Close())
 	}
-	return killPatience, nil
+	return event, nil
 }
 
 // victims are the processes made for the kernel to kill, by their pidfds.
@@ -247,11 +263,12 @@ func (b *OOMBell) sacrifice(v *victim) (victims, error) {
 	return started, nil
 }
 
-// await waits until one of the victims has ended.
-func (vs victims) await(patience time.Duration) error {
+// await waits until one of the files can be read: a victim's, which has ended, or
+// the one that told returned.
+func await(signs []*os.File, patience time.Duration) error {
 	var fds []unix.PollFd
-	for _, v := range vs {
-		fds = append(fds, unix.PollFd{Fd: int32(v.Fd()), Events: unix.POLLIN})
+	for _, f := range signs {
+		fds = append(fds, unix.PollFd{Fd: int32(f.Fd()), Events: unix.POLLIN})
 	}
 	deadline := time.Now().Add(patience)
 	for {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
@@ -48,16 +49,36 @@ func TestOOMBell(t *testing.T) {
 	}
 	for i := range 30 {
 		dir := filepath.Join(root, fmt.Sprintf("boxlite-test-oom-%d-%d", os.Getpid(), i))
-		if !ringsOnce(t, dir) {
+		if !ringsOnce(t, dir, true) {
 			t.Fatalf("ring %d failed", i)
 		}
 	}
 }
 
-func ringsOnce(t *testing.T, dir string) bool {
+// Where the OOM killer is off, which version 2 does not have, the kernel tells and kills nothing.
+func TestOOMBellWithoutKiller(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("makes cgroups, which needs root")
+	}
+	if cgroups.IsCgroup2UnifiedMode() {
+		t.Skip("this is cgroup 2")
+	}
+	began := time.Now()
+	ringsOnce(t, fmt.Sprintf("/sys/fs/cgroup/memory/boxlite-test-oom-%d-off", os.Getpid()), false)
+	if took := time.Since(began); took >= ringPatience {
+		t.Errorf("it took %v: not until the kernel told, but for as long as the bell waits", took)
+	}
+}
+
+func ringsOnce(t *testing.T, dir string, kills bool) bool {
 	t.Helper()
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
+	}
+	if !kills {
+		if err := os.WriteFile(filepath.Join(dir, "memory.oom_control"), []byte("1"), 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 	defer func() {
 		if err := unix.Rmdir(dir); err != nil {

@@ -180,7 +180,7 @@ func (p *process) endedWell() bool {
 	}
 	select {
 	case <-p.done:
-		return p.status == endedWell
+		return p.status == statusZero
 	default:
 		return false
 	}
@@ -194,11 +194,12 @@ const (
 	exitGrace = 2 * time.Second
 )
 
-const endedWell = "exit status 0"
+// statusZero is the status of a process that has ended well.
+const statusZero = "exit status 0"
 
 func errText(err error) string {
 	if err == nil {
-		return endedWell
+		return statusZero
 	}
 	return err.Error()
 }
