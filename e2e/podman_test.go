@@ -46,16 +46,6 @@ func (p *podman) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// podmanMajor is the first number of podman's version.
-func podmanMajor() int {
-	out, err := exec.Command("podman", "--version").Output()
-	var n int
-	if _, scanErr := fmt.Sscanf(string(out), "podman version %d.", &n); err != nil || scanErr != nil {
-		panic(fmt.Sprintf("podman --version: %v, %v: %s", err, scanErr, out))
-	}
-	return n
-}
-
 // asUser has the command run as the ordinary user.
 func asUser(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: userID, Gid: userID}}
@@ -137,7 +127,11 @@ func (p *podman) prepare() error {
 	return nil
 }
 
-// makeUser gives this run's host an ordinary user, who may use the devices that everybody may use on a Debian host.
+// outAddress is the host's on the link that leads out.
+const outAddress = "10.198.0.2"
+
+// makeUser gives this run's host an ordinary user, who may use the devices that everybody may use on a Debian host, and a way
+// out for that user's networks.
 func makeUser() error {
 	// The state root may stay, as root's may.
 	if err := sh("mkdir -p /run/e2e-etc " + userRunDir + "/boxlite && chown -R 2000:2000 " + userRunDir + " && chmod 700 " + userRunDir); err != nil {
@@ -171,11 +165,11 @@ func makeUser() error {
 			return fmt.Errorf("bind %s: %w", path, err)
 		}
 	}
-	// pasta, which Podman 5 gives a user's containers, takes the addresses of the link that leads out.
-	if podmanMajor() >= 5 {
-		if err := sh("ip link add out type veth peer name beyond && ip addr add 10.198.0.2/24 dev out && ip link set out up && ip link set beyond up && ip route add default via 10.198.0.1"); err != nil {
-			return err
-		}
+	// pasta takes the addresses of the link that leads out, and pings as its user, which systemd allows everybody.
+	if err := sh("ip netns add beyond && ip link add out type veth peer name out netns beyond && ip addr add " + outAddress + "/24 dev out && ip link set out up && " +
+		"ip -n beyond addr add 10.198.0.1/24 dev out && ip -n beyond link set out up && ip route add default via 10.198.0.1 && " +
+		"echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range"); err != nil {
+		return err
 	}
 	for _, rt := range runtimes {
 		if rt.isVM() {

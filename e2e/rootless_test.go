@@ -123,9 +123,7 @@ func TestPasta(t *testing.T) {
 		t.Run(rt.name, func(t *testing.T) {
 			runPodman(t, rt, true, func(e *podmanEnv) {
 				u := &rootless{podmanEnv: e, dir: filepath.Join(e.hostDir(), "bundle")}
-				u.noErr(sh("ip link add ext0 type veth peer name ext1 && ip addr add 198.51.100.5/24 dev ext0 && ip link set ext0 up && ip link set ext1 up && ip route add default via 198.51.100.1"))
-				u.Cleanup(func() { u.noErr(sh("ip link del ext0")) })
-				u.bundle("mkdir /www; echo page >/www/index.html; httpd -p 8000 -h /www; ip -o -4 addr show dev ext0; echo serving; read x", func(s *specs.Spec) {
+				u.bundle("mkdir /www; echo page >/www/index.html; httpd -p 8000 -h /www; ip -o -4 addr show dev out; echo serving; read x", func(s *specs.Spec) {
 					s.Linux.UIDMappings, s.Linux.GIDMappings = nil, nil // pasta has made the user namespace
 					s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace })
 					s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/proc/self/ns/net"})
@@ -133,8 +131,8 @@ func TestPasta(t *testing.T) {
 				ctx, cancel := context.WithTimeout(context.Background(), deadline)
 				run := startSession(u.T, u.command(ctx, "pasta", "--config-net", "-t", "18090:8000", "--", "unshare", "--mount", "sh", "-c",
 					"mount -t proc proc /proc && exec "+u.bin()+" run "+tag+"-pasta"), cancel)
-				u.wantPart("address", run.expect("serving"), " 198.51.100.5/24 ")
-				for _, ip := range []string{"198.51.100.5", "127.0.0.1"} { // it connects to the address, and to the loopback
+				u.wantPart("address", run.expect("serving"), " "+outAddress+"/24 ")
+				for _, ip := range []string{outAddress, "127.0.0.1"} { // it connects to the address, and to the loopback
 					u.want("forwarded port", e.fetch(ip+":18090"), "page\n")
 				}
 				run.send("\n")

@@ -262,6 +262,22 @@ echo "hosts=$(grep -c localhost /etc/hosts)"`)
 	})
 }
 
+// Podman writes /etc/resolv.conf between create and start. The container reads what is there when it starts.
+func TestFileWrittenBeforeStart(t *testing.T) {
+	eachRuntime(t, func(e *env) {
+		h := e.byHand()
+		file := filepath.Join(e.diskDir(), "file")
+		e.noErr(os.WriteFile(file, nil, 0o644))
+		b := h.bundle("late-file", "cat /etc/late", func(spec *specs.Spec) {
+			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/etc/late", Type: "bind", Source: file, Options: []string{"bind"}})
+		})
+		c := h.create(b)
+		e.noErr(os.WriteFile(file, []byte("written\n"), 0o644))
+		h.must("start", b.id)
+		e.want("stdout", c.out.wait(), "written\n")
+	})
+}
+
 // A container may have to do with more files than virtiofsd may have descriptors.
 func TestManyFiles(t *testing.T) {
 	eachVM(t, func(e *env) {

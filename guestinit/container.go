@@ -25,12 +25,14 @@ type container struct {
 	submounts map[string][]string
 	sockets   []hostSocket // of CreateRequest
 	joins     []join
-	cgroup    *cgroup
-	devices   *deviceFilter // nil for none
-	oom       *oomWatch     // nil where the kernel has no memory limits
-	children  *reaper
-	init      *process
-	null      *os.File // /dev/null
+	// files are the sources of the mounts that show a single file.
+	files    []string
+	cgroup   *cgroup
+	devices  *deviceFilter // nil for none
+	oom      *oomWatch     // nil where the kernel has no memory limits
+	children *reaper
+	init     *process
+	null     *os.File // /dev/null
 	// nullStdin says that the init has it for stdin.
 	nullStdin bool
 	// plainNewlines is for the init's terminal.
@@ -270,6 +272,7 @@ func (c *container) start(state *specs.State) error {
 	if err := c.runHooks(state); err != nil {
 		return err
 	}
+	askAnew(c.files)
 	if err := c.init.proceed(); err != nil {
 		return guestproto.Errorf(guestproto.CodeNoProcess, "the container's process has ended")
 	}

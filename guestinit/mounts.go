@@ -50,8 +50,21 @@ func (c *container) planMounts() (mounts []*preparedMount, err error) {
 			closeMounts(mounts)
 			return nil, mountError(m, err)
 		}
+		if p.file {
+			c.files = append(c.files, m.Source)
+		}
 	}
 	return mounts, nil
+}
+
+// askAnew has the kernel ask the host for attributes of files, which it believes for
+// a second otherwise. A caller may write a file that it binds between create and start:
+// Podman does so with /etc/resolv.conf.
+func askAnew(paths []string) {
+	for _, path := range paths {
+		var st unix.Statx_t
+		_ = unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st) // the container would see the error
+	}
 }
 
 // prepareMounts makes the mounts that are no copies, in the calling thread's
