@@ -97,40 +97,62 @@ find_source() {
 	echo "$found"
 }
 
-# source_hash PATH prints what identifies the source. A tarball's hash is kept under its path, size and mtime, because
-# reading 140 MB takes longer than everything else a build with nothing to do does.
-source_hash() {
+# remembered NAME COMMAND... prints what the command says of the source's tarball. It is kept under the tarball's path, size
+# and mtime, because reading 140 MB takes longer than everything else a build with nothing to do does.
+remembered() {
 	local stat_line memo
-	if [ -d "$1" ]; then
-		find "$1" -name .git -prune -o -type f -printf '%P %s %T@\n' | LC_ALL=C sort | sha256sum | cut -c1-64
-		return
-	fi
-	stat_line=$(stat -L -c '%n %s %Y' "$(realpath "$1")")
-	memo=$cache/source-hashes/$(sha256sum <<<"$stat_line" | cut -c1-16)
+	stat_line=$(stat -L -c '%n %s %Y' "$(realpath "$source_path")")
+	memo=$cache/source-hashes/$(sha256sum <<<"$stat_line" | cut -c1-16)$1
+	shift
 	if [ ! -s "$memo" ]; then
 		mkdir -p "${memo%/*}"
-		sha256sum "$1" | cut -c1-64 >"$memo.$$"
+		"$@" >"$memo.$$" || {
+			rm -f "$memo.$$"
+			die "cannot read $source_path"
+		}
 		mv "$memo.$$" "$memo"
 	fi
 	cat "$memo"
 }
 
-# merged_fragments NAME [VERSION] prints the fragments in order. NAME-VERSION.config, where there is one, holds the
-# symbols that only that version of the source has. Without VERSION those of all versions are printed: that is for the key.
+# source_hash prints what identifies the source.
+source_hash() {
+	if [ -d "$source_path" ]; then
+		find "$source_path" -name .git -prune -o -type f -printf '%P %s %T@\n' | LC_ALL=C sort | sha256sum | cut -c1-64
+	else
+		remembered '' tarball_hash
+	fi
+}
+
+tarball_hash() {
+	sha256sum "$source_path" | cut -c1-64
+}
+
+# source_version prints the source's version, such as 6.12.
+source_version() {
+	if [ -d "$source_path" ]; then
+		version_of_makefile <"$source_path/Makefile"
+	else
+		remembered -version tarball_version
+	fi
+}
+
+tarball_version() {
+	tar -xOf "$source_path" --wildcards --no-wildcards-match-slash --occurrence=1 '*/Makefile' | version_of_makefile
+}
+
+version_of_makefile() {
+	awk '$1 == "VERSION" { v = $3 } $1 == "PATCHLEVEL" { p = $3 } END { if (v == "") exit 1; print v "." p }'
+}
+
+# merged_fragments NAME prints the fragments in order. NAME-VERSION.config, where there is one, holds the symbols that only
+# that version of the source has.
 merged_fragments() {
 	local base
 	for base in ${fragments[$1]}; do
 		cat "$here/$base.config"
-		if [ $# = 1 ]; then
-			find "$here" -name "$base-*.config" -print0 | sort -z | xargs -0 -r cat
-		elif [ -e "$here/$base-$2.config" ]; then
-			cat "$here/$base-$2.config"
-		fi
+		[ ! -e "$here/$base-$version.config" ] || cat "$here/$base-$version.config"
 	done
-}
-
-source_version() {
-	awk '$1 == "VERSION" { v = $3 } $1 == "PATCHLEVEL" { print v "." $3; exit }' "$src/Makefile"
 }
 
 content_key() {
@@ -163,7 +185,7 @@ unpack() {
 # configure NAME writes $obj/.config and ends the build if a line of the fragments is not in it: kconfig drops without a
 # word what is misspelt, was renamed, or lacks a dependency.
 configure() {
-	merged_fragments "$1" "$(source_version)" >"$obj/fragments"
+	merged_fragments "$1" >"$obj/fragments"
 	make -s -C "$src" O="$obj" KCONFIG_ALLCONFIG="$obj/fragments" allnoconfig >"$obj/config.log" 2>&1 ||
 		{
 			tail -n 20 "$obj/config.log" >&2
@@ -248,7 +270,8 @@ install_tools
 [ -n "$source_path" ] || source_path=$(find_source)
 [ -e "$source_path" ] || die "no such source: $source_path"
 mkdir -p "$cache"
-src_hash=$( (source_hash "$source_path" && cat "$here"/patches/*.patch) | sha256sum | cut -c1-16)
+version=$(source_version)
+src_hash=$( (source_hash && cat "$here"/patches/*.patch) | sha256sum | cut -c1-16)
 src=$cache/src-$src_hash
 obj=$cache/obj-$src_hash
 if [ -d "$source_path" ]; then

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs tests in a Debian 13 (trixie) userland on this machine, with that release's Docker, containerd, Podman, QEMU and
-# virtiofsd. The kernel is this machine's. Needs root; `make test-trixie` and `make trixie-check` run it.
+# virtiofsd. The host's kernel is this machine's. Needs root; `make test-trixie` and `make trixie-check` run it.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,11 +15,14 @@ recipe=1
 
 usage() {
 	cat <<-END
-	usage: scripts/test-trixie.sh ARGUMENT ...    arguments of go test, such as: -v -run TestExec ./e2e
+	usage: scripts/test-trixie.sh [--kernels] ARGUMENT ...
 
-	The userland is made by debootstrap and scripts/install-deps.sh. It is kept in
-	$cache until install-deps.sh changes.
-	Remove it to have the packages of today.
+	  --kernels  build the guest kernels in the userland, from that release's source, into bin/$suite, and test with them
+	  ARGUMENT   of go test, such as: -v -run TestExec ./e2e
+
+	What is tested is in bin: make all. The userland is made by debootstrap and
+	scripts/install-deps.sh. It is kept in $cache
+	until install-deps.sh changes. Remove it to have the packages of today.
 	END
 }
 
@@ -58,6 +61,11 @@ build() {
 	echo "made in $((SECONDS - began)) s"
 }
 
+kernels=''
+if [ "${1:-}" = --kernels ]; then
+	kernels=1
+	shift
+fi
 case ${1:-} in
 '' | -h | --help)
 	usage
@@ -89,4 +97,11 @@ in_userland() {
 }
 # shellcheck disable=SC2016 # it is the inner shell's
 in_userland dpkg-query -W -f '${Package} ${Version}\n' containerd crun docker.io passt podman qemu-system-x86 runc virtiofsd
-in_userland env GOCACHE="$(go env GOCACHE)" GOMODCACHE="$(go env GOMODCACHE)" go test "$@"
+bin=$PWD/bin
+if [ -n "$kernels" ]; then
+	# build.sh installs the compilers and the source, for this run alone.
+	in_userland sh -c "apt-get update -qq && exec kernels/build.sh --out bin/$suite lean net"
+	cp bin/boxlite bin/guestinit bin/initramfs.cpio "bin/$suite"
+	bin=$bin/$suite
+fi
+in_userland env GOCACHE="$(go env GOCACHE)" GOMODCACHE="$(go env GOMODCACHE)" BOXLITE="$bin/boxlite" go test "$@"
