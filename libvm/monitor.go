@@ -146,6 +146,9 @@ func RunMonitor(sync *net.UnixConn, log *slog.Logger) int {
 	go m.own.forward(signals)
 	status := m.own.waitInit()
 	m.evictMembers()
+	if status == exitVMLost {
+		m.own.awaited.shut(answerPatience)
+	}
 	m.own.answering.shut(answerPatience)
 	m.own.reportOOM()
 	return status

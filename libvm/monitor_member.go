@@ -208,6 +208,9 @@ func (m *tenant) awaitEnd() guestproto.WaitReply {
 	if end.ExitStatus == lost && (m.wasKilled() || m.own.wasKilled()) {
 		end.ExitStatus = guestproto.ExitStatus{Signal: int(unix.SIGKILL)}
 	}
+	if end.ExitStatus == lost {
+		m.awaited.shut(answerPatience)
+	}
 	m.answering.shut(answerPatience)
 	return end
 }

@@ -160,13 +160,13 @@ func (m *tenant) exec(conn *net.UnixConn, p *execParams, files []*os.File) error
 		m.obeyExec(conn, id)
 		close(gone)
 	}()
-	end, err := m.guest.wait(id)
+	end, lost, err := m.waitExec(conn, id)
+	if lost {
+		relay.endInput()
+		return err
+	}
 	if err != nil {
 		end.Signal = int(unix.SIGKILL) // it died with the VM
-		if (errors.Is(err, ErrVMLost) || errors.Is(err, ErrProtocol)) && m.lostUnder() {
-			relay.endInput()
-			return m.tellLoss(conn, err)
-		}
 	}
 	switch {
 	case p.Detached:
@@ -184,15 +184,19 @@ func (m *tenant) exec(conn *net.UnixConn, p *execParams, files []*os.File) error
 	return guestproto.WriteFrame(conn, execEnd{ExitStatus: end.ExitStatus})
 }
 
-// tellLoss tells the command of an exec that the VM has ended under its process. The
-// monitor waits for that before it ends itself.
-func (m *tenant) tellLoss(conn *net.UnixConn, err error) error {
-	if !m.answering.enter(nil) {
-		return err // the connection's end says as much
+// waitExec waits for the end of an exec's process. If the VM has ended under the process,
+// it tells the command so; the monitor waits for that before it ends itself.
+func (m *tenant) waitExec(conn *net.UnixConn, id string) (end guestproto.WaitReply, lost bool, err error) {
+	if !m.awaited.enter(nil) {
+		return end, true, ErrVMLost // the connection's end says as much
 	}
-	defer m.answering.leave()
+	defer m.awaited.leave()
+	end, err = m.guest.wait(id)
+	if !errors.Is(err, ErrVMLost) && !errors.Is(err, ErrProtocol) || !m.lostUnder() {
+		return end, false, err
+	}
 	err = m.explain(err)
-	return errors.Join(err, guestproto.WriteFrame(conn, execEnd{Error: toControlError(err)}))
+	return end, true, errors.Join(err, guestproto.WriteFrame(conn, execEnd{Error: toControlError(err)}))
 }
 
 // lostUnder says of a VM that has ended that neither the container's end was the reason
