@@ -152,11 +152,11 @@ until grep -q 'API listen' /tmp/own.log; do kill -0 $! || { cat /tmp/own.log; ex
 	})
 }
 
-// bigArchive writes what docker load takes: an image "big" with a file /big of 64 MiB that nothing can compress. It
+// bigArchive writes what docker load takes: an image "big" with a file /big of 200 MiB that nothing can compress. It
 // returns the file's SHA-256.
 func (e *env) bigArchive(path string) string {
 	e.Helper()
-	const size = 64 << 20
+	const size = 200 << 20
 	f, err := os.Create(path)
 	e.noErr(err)
 	defer f.Close()

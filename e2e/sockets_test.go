@@ -341,9 +341,9 @@ printf 'FROM busybox\nCOPY file /file\nCMD cat /file\n' >/context/Dockerfile
 DOCKER_BUILDKIT=0 docker build -q -t built-inside /context >/dev/null
 docker run --rm --runtime runc built-inside; docker rmi built-inside >/dev/null`), "of the context")
 
-		const size = "67108864"
+		const size = "268435456"
 		want := inside("docker run --rm --runtime runc busybox sh -c 'probe gen 5 " + size + " | probe sum'")
-		e.want("64 MiB from the daemon and back", inside("set -o pipefail; docker run --rm --runtime runc busybox probe gen 5 "+size+
+		e.want("256 MiB from the daemon and back", inside("set -o pipefail; docker run --rm --runtime runc busybox probe gen 5 "+size+
 			" | docker run --rm -i --runtime runc busybox probe sum"), want)
 	})
 }

@@ -230,7 +230,7 @@ func TestTemplateClonesAreNotTwins(t *testing.T) {
 		script := `for f in boot_id uuid; do echo $f=$(cat /proc/sys/kernel/random/$f); done
 echo random=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' '); echo hostname=$(hostname); echo aslr=$(grep stack /proc/self/maps)
 exec probe clock`
-		const n = 10
+		const n = 20
 		clones := make([]*session, n)
 		bundles := make([]bundle, n)
 		for i := range clones {
