@@ -32,6 +32,8 @@ FUZZTIME  ?= 1m
 COLD = TestRunByHand|TestLifecycleByHand|TestPrivilegedInItsOwnKernel|TestBridgeNetwork|TestVolumeBothWays|TestPartsKilled$$|TestCreateKilled
 # TRIXIE are the end-to-end tests that differ most by engine, QEMU or virtiofsd.
 TRIXIE = TestFileWrittenBeforeStart|TestPodmanBridge|TestCapabilityFlags|TestBuild|TestNetworkConnect|TestManyFiles|TestContainerd|TestProcessPowers|TestProgramsReadAgain|TestPodmanNetworkReload|TestPodmanPod
+# OWN are the end-to-end tests that have a command of their own: make programs, make test-full, make test-systemd.
+OWN = ^(Test(Real|Full).*|TestSystemd)$$
 # FULL are the end-to-end tests for the third guest kernel, and those whose containers get it where it is built.
 FULL = ^TestFull|^TestOwnKernel$$|^TestPrivilegedInItsOwnKernel$$|^TestHostUntouched$$|^TestDockerInDocker$$|^TestKernelOfItsNeeds$$
 ALLTESTFLAGS = $(strip $(if $(RUN),-run '$(RUN)') $(TESTFLAGS))
@@ -157,7 +159,7 @@ images: ## build the images of images/ from Debian packages; from the cache if n
 .PHONY: e2e
 e2e: all prebuilt images ## containers through a real dockerd, by hand and under KVM (root)
 	@echo '== e2e tests'
-	$(GO) test -count=1 -p 1 -v -timeout 75m $(if $(RUN),,-skip '^(Test(Real|Full).*|TestSystemd)$$') $(ALLTESTFLAGS) ./e2e/...
+	$(GO) test -count=1 -p 1 -v -timeout 75m $(if $(RUN),,-skip '$(OWN)') $(ALLTESTFLAGS) ./e2e/...
 	$(if $(RUN),,BOXLITE_TEMPLATE=off E2E_RUNTIMES=boxlite $(GO) test -count=1 -v -timeout 30m -run '$(COLD)' ./e2e)
 
 # Not in test: they take seven minutes more, and their image half an hour the first time.
@@ -177,7 +179,7 @@ test-full: all kernel-full ## what the third guest kernel has, and that Docker i
 .PHONY: test-trixie
 test-trixie: all prebuilt cri-tools images ## the e2e tests in a Debian 13 userland, with its kernels; RUN chooses some by name (root)
 	@echo '== e2e tests in Debian 13'
-	scripts/test-trixie.sh --kernels -count=1 -p 1 -v -timeout 120m $(if $(RUN),,-skip '^(Test(Real|Full).*|TestSystemd)$$') $(ALLTESTFLAGS) ./e2e/...
+	scripts/test-trixie.sh --kernels -count=1 -p 1 -v -timeout 120m $(if $(RUN),,-skip '$(OWN)') $(ALLTESTFLAGS) ./e2e/...
 
 .PHONY: trixie-check
 trixie-check: all ## those that differ most by engine, QEMU or virtiofsd, in a Debian 13 userland (root)

@@ -78,6 +78,51 @@ func TestAnswerAfterTheEnd(t *testing.T) {
 	<-shut
 }
 
+// The command of an exec is told that the VM has ended under it before the monitor ends.
+func TestExecIsToldOfTheLoss(t *testing.T) {
+	host, vm := net.Pipe()
+	far, err := yamux.Server(vm, guestproto.SessionConfig(io.Discard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	m := newMonitor(slog.New(slog.DiscardHandler)).own
+	lost := make(chan struct{})
+	m.lost = lost
+	if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	conn, command, err := fdpass.Socketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	defer command.Close()
+
+	go func() { _, _, _ = m.waitExec(conn, "exec1") }()
+	if _, err := far.AcceptStream(); err != nil { // it waits
+		t.Fatal(err)
+	}
+	shut := make(chan struct{})
+	go func() { m.awaited.shut(time.Minute); close(shut) }()
+	for !m.awaited.isShut() {
+		time.Sleep(time.Millisecond)
+	}
+	if isOver(shut) {
+		t.Error("the monitor ended before the command was told")
+	}
+	_ = far.Close()
+	close(lost)
+	var end execEnd
+	if err := guestproto.ReadFrame(command, guestproto.MaxReply, &end); err != nil {
+		t.Fatal(err)
+	}
+	if err := end.Error.err(); !errors.Is(err, ErrVMLost) {
+		t.Errorf("the command is told %v, want %v", err, ErrVMLost)
+	}
+	<-shut
+}
+
 // A guest whose execs never end their outputs keeps mostLingering of them: the next one
 // ends the oldest, and that one alone.
 func TestLingeringIsBounded(t *testing.T) {
