@@ -31,6 +31,7 @@ func TestLogs(t *testing.T) {
 		h.flags = nil
 		r = h.cmd("exec", b.id, "sh", "-c", "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 100")
 		h.wantCode(r, 255)
+		h.wantPart("stderr of exec", r.stderr, "(QEMU: exit status 0) (shutdown: guest-reset)")
 		h.wantPart("stderr of exec", r.stderr, "(its console: boxlite --root /run/byhand logs "+b.id+")")
 		c.end()
 		h.waitStatus(b.id, specs.StateStopped)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -117,7 +118,8 @@ func (m *tenant) carryOut(req *controlRequest) (reply controlReply) {
 	return reply
 }
 
-// exec runs a further process for the connection's other end.
+// exec runs a further process for the connection's other end. If the VM ends under the
+// exec, the other end is told so; the monitor waits for that before it ends itself.
 func (m *tenant) exec(conn *net.UnixConn, p *execParams, files []*os.File) error {
 	refuse := func(err error) error {
 		fdpass.CloseAll(files)
@@ -130,6 +132,12 @@ func (m *tenant) exec(conn *net.UnixConn, p *execParams, files []*os.File) error
 		fdpass.CloseAll(files)
 		return ErrNotRunning
 	}
+	if !m.awaited.enter(nil) {
+		fdpass.CloseAll(files)
+		return ErrVMLost // the connection's end says as much
+	}
+	told := sync.OnceFunc(m.awaited.leave)
+	defer told()
 	m.mu.Lock()
 	m.nextExec++
 	id := "exec" + strconv.Itoa(m.nextExec)
@@ -160,11 +168,13 @@ func (m *tenant) exec(conn *net.UnixConn, p *execParams, files []*os.File) error
 		m.obeyExec(conn, id)
 		close(gone)
 	}()
-	end, lost, err := m.waitExec(conn, id)
-	if lost {
+	end, err := m.guest.wait(id)
+	if (errors.Is(err, ErrVMLost) || errors.Is(err, ErrProtocol)) && m.lostUnder() {
+		err = m.explain(err)
 		relay.endInput()
-		return err
+		return errors.Join(err, guestproto.WriteFrame(conn, execEnd{Error: toControlError(err)}))
 	}
+	told()
 	if err != nil {
 		end.Signal = int(unix.SIGKILL) // it died with the VM
 	}
@@ -182,21 +192,6 @@ func (m *tenant) exec(conn *net.UnixConn, p *execParams, files []*os.File) error
 		relay.endInput()
 	}
 	return guestproto.WriteFrame(conn, execEnd{ExitStatus: end.ExitStatus})
-}
-
-// waitExec waits for the end of an exec's process. If the VM has ended under the process,
-// it tells the command so; the monitor waits for that before it ends itself.
-func (m *tenant) waitExec(conn *net.UnixConn, id string) (end guestproto.WaitReply, lost bool, err error) {
-	if !m.awaited.enter(nil) {
-		return end, true, ErrVMLost // the connection's end says as much
-	}
-	defer m.awaited.leave()
-	end, err = m.guest.wait(id)
-	if !errors.Is(err, ErrVMLost) && !errors.Is(err, ErrProtocol) || !m.lostUnder() {
-		return end, false, err
-	}
-	err = m.explain(err)
-	return end, true, errors.Join(err, guestproto.WriteFrame(conn, execEnd{Error: toControlError(err)}))
 }
 
 // lostUnder says of a VM that has ended that neither the container's end was the reason

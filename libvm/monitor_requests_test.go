@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/boxlite-oci/boxlite/internal/guestproto"
@@ -78,49 +79,81 @@ func TestAnswerAfterTheEnd(t *testing.T) {
 	<-shut
 }
 
-// The command of an exec is told that the VM has ended under it before the monitor ends.
+// The command of an exec is told that the VM has ended under the exec before the monitor
+// ends: while the guest starts the process, and while the process runs.
 func TestExecIsToldOfTheLoss(t *testing.T) {
-	host, vm := net.Pipe()
-	far, err := yamux.Server(vm, guestproto.SessionConfig(io.Discard))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	m := newMonitor(slog.New(slog.DiscardHandler)).own
-	lost := make(chan struct{})
-	m.lost = lost
-	if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	conn, command, err := fdpass.Socketpair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	defer command.Close()
+	for _, under := range []guestproto.Op{guestproto.OpExec, guestproto.OpWait} {
+		t.Run(string(under), func(t *testing.T) {
+			host, vm := net.Pipe()
+			far, err := yamux.Server(vm, guestproto.SessionConfig(io.Discard))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer far.Close()
+			m := newMonitor(slog.New(slog.DiscardHandler)).own
+			lost := make(chan struct{})
+			m.lost = lost
+			if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			conn, command, err := fdpass.Socketpair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			defer command.Close()
 
-	go func() { _, _, _ = m.waitExec(conn, "exec1") }()
-	if _, err := far.AcceptStream(); err != nil { // it waits
-		t.Fatal(err)
+			go func() { _ = m.exec(conn, &execParams{Process: &specs.Process{}}, make([]*os.File, 3)) }()
+			answerUntil(t, far, under)
+			shut := make(chan struct{})
+			go func() { m.awaited.shut(time.Minute); close(shut) }()
+			for !m.awaited.isShut() {
+				time.Sleep(time.Millisecond)
+			}
+			if isOver(shut) {
+				t.Error("the monitor ended before the command was told")
+			}
+			_ = far.Close()
+			close(lost)
+			var reply controlReply
+			if err := guestproto.ReadFrame(command, guestproto.MaxReply, &reply); err != nil {
+				t.Fatal(err)
+			}
+			told := reply.Error.err()
+			if under == guestproto.OpWait {
+				var end execEnd
+				if err := errors.Join(told, guestproto.ReadFrame(command, guestproto.MaxReply, &end)); err != nil {
+					t.Fatal(err)
+				}
+				told = end.Error.err()
+			}
+			if !errors.Is(told, ErrVMLost) {
+				t.Errorf("the command is told %v, want %v", told, ErrVMLost)
+			}
+			<-shut
+		})
 	}
-	shut := make(chan struct{})
-	go func() { m.awaited.shut(time.Minute); close(shut) }()
-	for !m.awaited.isShut() {
-		time.Sleep(time.Millisecond)
+}
+
+// answerUntil plays a guest that answers each request until one of that kind has come.
+func answerUntil(t *testing.T, guest *yamux.Session, last guestproto.Op) {
+	t.Helper()
+	for {
+		stream, err := guest.AcceptStream()
+		var req guestproto.Request
+		if err == nil {
+			req, err = guestproto.ReadRequest(stream)
+		}
+		if err == nil && req.Op == last {
+			return
+		}
+		if err == nil {
+			err = guestproto.WriteFrame(stream, guestproto.Reply{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	if isOver(shut) {
-		t.Error("the monitor ended before the command was told")
-	}
-	_ = far.Close()
-	close(lost)
-	var end execEnd
-	if err := guestproto.ReadFrame(command, guestproto.MaxReply, &end); err != nil {
-		t.Fatal(err)
-	}
-	if err := end.Error.err(); !errors.Is(err, ErrVMLost) {
-		t.Errorf("the command is told %v, want %v", err, ErrVMLost)
-	}
-	<-shut
 }
 
 // A guest whose execs never end their outputs keeps mostLingering of them: the next one

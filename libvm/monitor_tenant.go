@@ -33,7 +33,7 @@ type tenant struct {
 
 	answering gate // before the control requests, those of exec apart
 	frozen    gate // before execs: the container stands still, and the VM does not
-	awaited   gate // before the wait for an exec's end. Its command is told of the VM's loss within
+	awaited   gate // before execs, until their end: whose VM ends is told so within
 	oom       oomCount
 	needMiB   int // of memory that the VM has for it; the pod's lock guards it
 

@@ -53,9 +53,9 @@ func (o *outer) bundle(name string, args ...string) {
 	writeBundle(o.t, filepath.Join(o.work, name), name, args...)
 }
 
-// run boots the VM, has it run the steps and returns their results by name when it is off, and the step that has stalled, if
-// one has.
-func (o *outer) run(steps []Step) (results map[string]Result, stalled string) {
+// run boots the VM, has it run the steps and returns their results by name when it is off, and the first step in which an
+// inner VM was lost, if one was.
+func (o *outer) run(steps []Step) (results map[string]Result, lost string) {
 	t := o.t
 	t.Helper()
 	kernel := o.build()
@@ -193,7 +193,7 @@ func (o *outer) qemu(path string, args []string) {
 	}
 }
 
-func (o *outer) results(steps []Step) (byName map[string]Result, stalled string) {
+func (o *outer) results(steps []Step) (byName map[string]Result, lost string) {
 	o.t.Helper()
 	text, err := os.ReadFile(filepath.Join(o.work, ResultsFile))
 	if err != nil {
@@ -206,12 +206,12 @@ func (o *outer) results(steps []Step) (byName map[string]Result, stalled string)
 	byName = map[string]Result{}
 	for _, r := range list {
 		byName[r.Name] = r
-		if r.Stalled() {
-			stalled = r.Name
+		if lost == "" && (r.Stalled() || strings.Contains(r.Stdout+r.Stderr, reset)) {
+			lost = r.Name
 		}
 	}
-	if stalled == "" && len(list) != len(steps) {
+	if lost == "" && len(list) != len(steps) {
 		o.t.Errorf("%d of %d steps have run", len(list), len(steps))
 	}
-	return byName, stalled
+	return byName, lost
 }

@@ -67,6 +67,7 @@ type Client struct {
 	nextID  uint64
 	pending map[string]*call // by the id sent
 	err     error            // set before done is closed
+	cause   string           // of QEMU's end, once it has told
 
 	done chan struct{}
 }
@@ -222,6 +223,27 @@ func (c *Client) Err() error {
 	}
 }
 
+// ShutdownCause is why QEMU is about to end, by its event SHUTDOWN: guest-reset, guest-shutdown or
+// another ShutdownCause of QEMU's qapi/run-state.json. It is empty before that event, and of a QEMU
+// that ended without one. It is complete once Done is closed.
+func (c *Client) ShutdownCause() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cause
+}
+
+func (c *Client) noteCause(data json.RawMessage) {
+	var shutdown struct {
+		Reason string `json:"reason"`
+	}
+	if json.Unmarshal(data, &shutdown) != nil {
+		return // a SHUTDOWN without data tells of no cause
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cause = shutdown.Reason[:min(len(shutdown.Reason), maxText)]
+}
+
 // Close ends the connection and all waiting commands. It can be repeated.
 func (c *Client) Close() error {
 	c.end(errors.New("closed"))
@@ -358,6 +380,9 @@ func (c *Client) readLoop() {
 func (c *Client) dispatch(m message) error {
 	switch {
 	case m.Event != "":
+		if m.Event == "SHUTDOWN" {
+			c.noteCause(m.Data)
+		}
 		return c.events.put(Event{
 			Name: m.Event,
 			Data: m.Data,

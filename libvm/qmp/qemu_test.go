@@ -88,6 +88,9 @@ func TestRealQEMU(t *testing.T) {
 	if len(names) != 1 || names[0] != "SHUTDOWN" {
 		t.Errorf("events = %v, want SHUTDOWN", names)
 	}
+	if got, want := c.ShutdownCause(), "host-qmp-quit"; got != want {
+		t.Errorf("cause of the shutdown = %q, want %q", got, want)
+	}
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("QEMU: %v", err)
 	}

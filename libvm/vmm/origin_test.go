@@ -268,7 +268,7 @@ func TestTakeStandbyVM(t *testing.T) {
 	if status := <-k.status; status != 0 {
 		t.Errorf("the keeper ends with %d", status)
 	}
-	if got := v.LastWords(); !strings.Contains(got, "(QEMU: signal: killed: ") {
+	if got := v.LastWords(); !strings.Contains(got, "(QEMU: signal: killed") {
 		t.Errorf("last words %q, want QEMU's", got)
 	}
 	_ = k.sync.Close()

@@ -167,6 +167,9 @@ func (p *process) lastWords(grace time.Duration) string {
 		if said == "" && strings.HasPrefix(p.status, "signal: killed") && !p.killed.Load() {
 			said = fault.Killed
 		}
+		if said == "" {
+			return fmt.Sprintf(" (%s: %s)", p.name, p.status)
+		}
 		return fmt.Sprintf(" (%s: %s: %s)", p.name, p.status, said)
 	case <-time.After(grace):
 		return ""

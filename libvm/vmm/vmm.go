@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/boxlite-oci/boxlite/libvm/accel"
+	"github.com/boxlite-oci/boxlite/libvm/guesttext"
 	"github.com/boxlite-oci/boxlite/libvm/parts"
 	"github.com/boxlite-oci/boxlite/libvm/qmp"
 )
@@ -154,7 +155,25 @@ func (v *VM) LastWords() string {
 	if v.virtiofsd.endedWell() {
 		grace = exitGrace
 	}
-	return v.qemu.lastWords(grace) + ofVirtiofsd
+	return v.qemu.lastWords(grace) + v.shutdownCause() + ofVirtiofsd
+}
+
+// shutdownCause tells of a QEMU that ended well what ended it, as a text to append to
+// an error. A guest that resets itself ends it so, as one whose processor has met a
+// third fault in a row.
+func (v *VM) shutdownCause() string {
+	if !v.qemu.endedWell() || v.qmp == nil {
+		return ""
+	}
+	select {
+	case <-v.qmp.Done():
+	case <-time.After(reapGrace):
+	}
+	cause := v.qmp.ShutdownCause()
+	if cause == "" {
+		return ""
+	}
+	return " (shutdown: " + guesttext.Harmless(cause) + ")"
 }
 
 // letGoOfMemory has the VM's memory end with QEMU and virtiofsd.
