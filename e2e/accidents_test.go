@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -184,6 +185,34 @@ func TestCreateKilled(t *testing.T) {
 			h.must("delete", "--force", b.id)
 			h.wantNoProcess(b)
 			h.wantFail("container does not exist", "state", b.id)
+		}
+	})
+}
+
+// Of several delete --force at once, and of one while run ends, none fails, and nothing is left.
+func TestDeletedByManyAtOnce(t *testing.T) {
+	eachVM(t, func(e *env) {
+		h := e.byHand()
+		for i := range 5 {
+			b := h.bundle(fmt.Sprintf("deleted-%d", i), "echo up; exec sleep 1000", nil)
+			argv := h.argv("run", "--bundle", b.dir, b.id)
+			ctx, cancel := context.WithTimeout(context.Background(), deadline)
+			s := startSession(h.T, exec.CommandContext(ctx, argv[0], argv[1:]...), cancel)
+			s.expect("up\n")
+			var all sync.WaitGroup
+			for range 4 {
+				all.Go(func() {
+					if r := h.cmd("delete", "--force", b.id); r.code != 0 {
+						h.Errorf("delete --force: exit status %d: %s", r.code, r.stderr)
+					}
+				})
+			}
+			all.Wait()
+			s.end()
+			h.wantNoProcess(b)
+			if _, err := os.Lstat(filepath.Join(h.root, b.id)); !os.IsNotExist(err) {
+				h.Errorf("state directory of a deleted container: %v", err)
+			}
 		}
 	})
 }

@@ -88,6 +88,8 @@ root = "%[1]s/root"
 state = %[2]q
 [grpc]
   address = %[3]q
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "docker.io/library/pause:1"
   restrict_oom_score_adj = true

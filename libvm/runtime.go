@@ -111,13 +111,17 @@ func (r *Runtime) makeStateDir(id string) (dir string, unlock func(), err error)
 		return "", nil, fmt.Errorf("state root: %w", err)
 	}
 	err = os.Mkdir(dir, 0o711)
+	if err == nil {
+		err = makeLock(dir)
+	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", nil, fmt.Errorf("state dir: %w", err)
 	}
-	if _, statErr := os.Lstat(filepath.Join(dir, lockFile)); err != nil && statErr != nil {
-		return "", nil, ErrExist // somebody's directory, not ours
+	unlock, err = lock(dir)
+	if errors.Is(err, ErrNotExist) {
+		return "", nil, ErrExist // somebody's directory, not ours, or one that is being removed
 	}
-	if unlock, err = lock(dir); err != nil {
+	if err != nil {
 		return "", nil, err
 	}
 	if _, err := os.Lstat(filepath.Join(dir, stateFile)); err == nil {

@@ -155,11 +155,22 @@ func readState(dir, name string) (*State, error) {
 	return s, nil
 }
 
+// makeLock makes the lock of a container in its new state dir.
+func makeLock(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // lock takes the container's lock, waiting for whoever holds it. The returned
-// function releases it.
+// function releases it. The error matches ErrNotExist where there is no lock, or where
+// its holder has removed it. lock never makes one: the state dir of a container that is
+// being deleted could not be removed then.
 func lock(dir string) (func(), error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, ErrNotExist
 	}
 	if err != nil {
@@ -173,6 +184,13 @@ func lock(dir string) (func(), error) {
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	ours, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if there, err := os.Lstat(f.Name()); err != nil || !os.SameFile(ours, there) {
+		return nil, errors.Join(ErrNotExist, f.Close())
 	}
 	return func() { _ = f.Close() }, nil // closing is what releases; it has no error to act on
 }

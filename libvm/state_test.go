@@ -53,6 +53,42 @@ func TestStateDir(t *testing.T) {
 	}
 }
 
+// A container can be deleted while others wait for its lock: they find that it has gone,
+// and leave nothing in its place.
+func TestLockOfADeletedContainer(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "c1")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(dir); !errors.Is(err, ErrNotExist) {
+		t.Errorf("lock of a directory without one: %v, want %v", err, ErrNotExist)
+	}
+	if err := makeLock(dir); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const waiting = 4
+	waited := make(chan error, waiting)
+	for range waiting {
+		go func() {
+			_, err := lock(dir)
+			waited <- err
+		}()
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
+	unlock()
+	for range waiting {
+		if err := <-waited; !errors.Is(err, ErrNotExist) {
+			t.Errorf("lock of a container that is deleted meanwhile: %v, want %v", err, ErrNotExist)
+		}
+	}
+}
+
 func TestReadState(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := readState(filepath.Join(dir, "none"), stateFile); !errors.Is(err, ErrNotExist) {
