@@ -111,10 +111,12 @@ func (r *Runtime) makeStateDir(id string) (dir string, unlock func(), err error)
 		return "", nil, fmt.Errorf("state root: %w", err)
 	}
 	err = os.Mkdir(dir, 0o711)
-	if err == nil {
-		err = makeLock(dir)
-	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	switch {
+	case err == nil:
+		if err := makeLock(dir); err != nil {
+			return "", nil, errors.Join(fmt.Errorf("state dir: %w", err), os.Remove(dir))
+		}
+	case !errors.Is(err, fs.ErrExist):
 		return "", nil, fmt.Errorf("state dir: %w", err)
 	}
 	unlock, err = lock(dir)
