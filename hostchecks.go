@@ -52,8 +52,7 @@ func machineChecks(h *host) []check {
 		{"QEMU", func() (finding, error) { return checkQEMU(h) }},
 		{"virtiofsd", func() (finding, error) {
 			v, err := parts.FindVirtiofsd(h.parts)
-			found := fmt.Sprintf("%s (the %s one)", v.Path, dialectName(v.Dialect))
-			return finding{Found: found + because(v.Dialect == parts.DialectRust, ": a file is read again whenever it is opened")}, err
+			return finding{Found: fmt.Sprintf("%s (the %s one)", v.Path, dialectName(v.Dialect))}, err
 		}},
 		{"kernels", func() (finding, error) { return checkKernels(h) }},
 		{"templates", h.templates},
