@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -102,10 +101,10 @@ func (r *Runtime) DeleteRemains(id string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(filepath.Join(dir, lockFile)); err != nil {
-		return nil // nothing, or not ours
-	}
 	unlock, err := lock(dir)
+	if errors.Is(err, ErrNotExist) {
+		return nil // nothing, not ours, or removed by another delete
+	}
 	if err != nil {
 		return err
 	}

@@ -21,16 +21,7 @@ import (
 // The guest's answer to a request may come after the container's end: whoever
 // asked gets it all the same, and only who comes later is refused.
 func TestAnswerAfterTheEnd(t *testing.T) {
-	host, vm := net.Pipe()
-	far, err := yamux.Server(vm, guestproto.SessionConfig(io.Discard))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	m := newMonitor(slog.New(slog.DiscardHandler)).own
-	if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
-		t.Fatal(err)
-	}
+	m, far := withGuest(t)
 	dir := t.TempDir()
 	d, err := os.Open(dir)
 	if err != nil {
@@ -84,37 +75,22 @@ func TestAnswerAfterTheEnd(t *testing.T) {
 func TestExecIsToldOfTheLoss(t *testing.T) {
 	for _, under := range []guestproto.Op{guestproto.OpExec, guestproto.OpWait} {
 		t.Run(string(under), func(t *testing.T) {
-			host, vm := net.Pipe()
-			far, err := yamux.Server(vm, guestproto.SessionConfig(io.Discard))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer far.Close()
-			m := newMonitor(slog.New(slog.DiscardHandler)).own
+			m, far := withGuest(t)
 			lost := make(chan struct{})
 			m.lost = lost
-			if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
-				t.Fatal(err)
-			}
 			conn, command, err := fdpass.Socketpair()
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer conn.Close()
 			defer command.Close()
 
 			go func() { _ = m.exec(conn, &execParams{Process: &specs.Process{}}, make([]*os.File, 3)) }()
 			answerUntil(t, far, under)
-			shut := make(chan struct{})
-			go func() { m.awaited.shut(time.Minute); close(shut) }()
-			for !m.awaited.isShut() {
-				time.Sleep(time.Millisecond)
-			}
-			if isOver(shut) {
-				t.Error("the monitor ended before the command was told")
-			}
 			_ = far.Close()
 			close(lost)
+			m.awaited.shut(time.Minute)
+			_ = conn.Close() // as by the monitor's end
+
 			var reply controlReply
 			if err := guestproto.ReadFrame(command, guestproto.MaxReply, &reply); err != nil {
 				t.Fatal(err)
@@ -130,9 +106,24 @@ func TestExecIsToldOfTheLoss(t *testing.T) {
 			if !errors.Is(told, ErrVMLost) {
 				t.Errorf("the command is told %v, want %v", told, ErrVMLost)
 			}
-			<-shut
 		})
 	}
+}
+
+// withGuest makes a monitor's own container whose guest is played by the test.
+func withGuest(t *testing.T) (m *tenant, guest *yamux.Session) {
+	t.Helper()
+	host, vm := net.Pipe()
+	guest, err := yamux.Server(vm, guestproto.SessionConfig(io.Discard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = guest.Close() })
+	m = newMonitor(slog.New(slog.DiscardHandler)).own
+	if m.guest, err = dialGuest(host, controlport.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	return m, guest
 }
 
 // answerUntil plays a guest that answers each request until one of that kind has come.

@@ -206,7 +206,11 @@ func (o *outer) results(steps []Step) (byName map[string]Result, lost string) {
 	byName = map[string]Result{}
 	for _, r := range list {
 		byName[r.Name] = r
-		if lost == "" && (r.Stalled() || strings.Contains(r.Stdout+r.Stderr, reset)) {
+		said := r.Stdout + r.Stderr
+		if strings.Contains(said, panicked) {
+			o.t.Errorf("%s: %s", r.Name, said)
+		}
+		if lost == "" && (r.Stalled() || strings.Contains(said, reset)) {
 			lost = r.Name
 		}
 	}

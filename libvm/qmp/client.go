@@ -223,9 +223,10 @@ func (c *Client) Err() error {
 	}
 }
 
-// ShutdownCause is why QEMU is about to end, by its event SHUTDOWN: guest-reset, guest-shutdown or
-// another ShutdownCause of QEMU's qapi/run-state.json. It is empty before that event, and of a QEMU
-// that ended without one. It is complete once Done is closed.
+// ShutdownCause is why QEMU is about to end, by its event SHUTDOWN: guest-reset,
+// guest-shutdown or another ShutdownCause of QEMU's qapi/run-state.json. It is
+// empty before that event, and of a QEMU that ended without one. It is complete
+// once Done is closed.
 func (c *Client) ShutdownCause() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
